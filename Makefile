@@ -1,0 +1,33 @@
+# In the order of use. Everything runs from .venv, which `setup` makes.
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: setup demo test test-slow check format clean
+
+setup: .venv/.ready  ## the virtual environment, versions locked in infra/constraints.txt
+
+.venv/.ready: pyproject.toml infra/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0 -c infra/constraints.txt
+	$(BIN)/pip install --quiet -e '.[pipelines,dev]' -c infra/constraints.txt
+	touch $@
+
+demo: setup  ## raw files to an answered request; leaves demo/report.html
+	$(BIN)/ldm demo image-s --root demo --data demo/data
+
+test: setup  ## the whole suite but the slow part
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup  ## minutes, not seconds
+	$(BIN)/python -m pytest -m slow
+
+check: setup  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## rewrite the format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## everything but sources and the demo's products
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,160 @@
+"""Pixels <-> latents, for any image autoencoder in diffusers' directory layout.
+
+Shapes: B batch, H W pixels, h w latents (h = H / downsampling), C latent channels.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ldm_core.errors import UserError
+from ldm_core.files import exists, folder_digest, join, local_copy
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The diagonal Gaussian q(z | x): mean and log-variance, (B, C, h, w) each."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, eps: Tensor) -> Tensor:
+        """mean + std * eps, with eps ~ N(0, I) of the mean's shape."""
+        return self.mean + torch.exp(0.5 * self.logvar) * eps
+
+
+class Autoencoder(Protocol):
+    """What the encode job and the sampler need of an autoencoder.
+
+    Attributes:
+        digest: of weights and configuration; latents of another digest are stale.
+        downsampling: pixels per latent along a side.
+        channels: of the latent.
+        latents_mean, latents_std: per channel, if the directory's config has them.
+    """
+
+    digest: str
+    downsampling: int
+    channels: int
+    latents_mean: tuple[float, ...] | None
+    latents_std: tuple[float, ...] | None
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Pixels (B, 3, H, W) in [-1, 1] to the posterior over latents."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w), as encoded (not normalised), to pixels in [-1, 1]."""
+        ...
+
+
+class IdentityAutoencoder:
+    """Pixel space: the latent is the picture, with no noise."""
+
+    digest = "identity"
+    downsampling = 1
+    channels = 3
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+    def encode(self, pixels: Tensor) -> Posterior:
+        """The pixels themselves, with a variance of zero (log-variance -60)."""
+        return Posterior(pixels, torch.full_like(pixels, -60.0))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The latents themselves, clamped to [-1, 1]."""
+        return latents.clamp(-1, 1)
+
+
+class DiffusersAutoencoder:
+    """A diffusers image autoencoder (AutoencoderKL, AutoencoderDC, AutoencoderTiny, …)."""
+
+    def __init__(self, module: torch.nn.Module, digest: str, device: str | torch.device) -> None:
+        self.module = module.eval().requires_grad_(False).to(device)
+        self.digest = digest
+        config: Any = module.config
+        probe = self.encode(torch.zeros(1, 3, 64, 64)).mean
+        self.channels = probe.shape[1]
+        self.downsampling = 64 // probe.shape[-1]
+        self.latents_mean = _channels(config.get("latents_mean"))
+        self.latents_std = _channels(config.get("latents_std"))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Posterior:
+        """Pixels (B, 3, H, W) in [-1, 1] to the posterior; float32 on the CPU's side of things."""
+        module: Any = self.module
+        out = module.encode(pixels.to(_device(module), _dtype(module)))
+        if hasattr(out, "latent_dist"):
+            mean, logvar = out.latent_dist.mean, out.latent_dist.logvar
+        else:  # deterministic autoencoders (DC, Tiny) have no posterior
+            mean = out.latent if hasattr(out, "latent") else out.latents
+            logvar = torch.full_like(mean, -60.0)
+        return Posterior(mean.float(), logvar.float())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) to pixels (B, 3, H, W), clamped to [-1, 1]."""
+        module: Any = self.module
+        return (
+            module.decode(latents.to(_device(module), _dtype(module))).sample.float().clamp(-1, 1)
+        )
+
+
+def load_autoencoder(uri: str, device: str | torch.device = "cpu") -> Autoencoder:
+    """Load "identity" or a diffusers autoencoder directory, local or remote.
+
+    Raises:
+        UserError: nothing there, or not an autoencoder of diffusers.
+    """
+    if uri == "identity":
+        return IdentityAutoencoder()
+    if not exists(join(uri, "config.json")):
+        raise UserError(
+            f"no autoencoder at {uri} (no config.json there); train one with `ldm autoencoder`, or "
+            "set autoencoder.source to a diffusers autoencoder directory or to identity"
+        )
+    with local_copy(uri) as folder:
+        digest = autoencoder_digest(folder)
+        return DiffusersAutoencoder(_load_module(folder), digest, device)
+
+
+def autoencoder_digest(folder: Path) -> str:
+    """Digest of weights and configuration; statistics and cards beside them do not count."""
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("latents_mean", "latents_std", "_diffusers_version", "_name_or_path"):
+        config.pop(key, None)
+    text = json.dumps(config, sort_keys=True) + folder_digest(folder, ".safetensors")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _load_module(folder: Path) -> torch.nn.Module:
+    import diffusers
+
+    name = json.loads((folder / "config.json").read_text()).get("_class_name", "")
+    kind = getattr(diffusers, name, None) if name.startswith(("Autoencoder", "VQ")) else None
+    if kind is None:
+        raise UserError(
+            f"{folder} holds a {name or 'model without _class_name'}, not an autoencoder of "
+            "diffusers; expected a folder that `AutoencoderKL.save_pretrained` or a relative wrote"
+        )
+    module: torch.nn.Module = kind.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+    )
+    return module
+
+
+def _channels(values: Any) -> tuple[float, ...] | None:
+    return tuple(float(v) for v in values) if values else None
+
+
+def _device(module: torch.nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

@@ -1,0 +1,127 @@
+"""The parts transformers are put together from: norms, rotary positions, attention, SwiGLU.
+
+Shapes: B batch, N tokens, D width, H heads, K = D / H head width, F hidden width of the MLP.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+RotaryTable = tuple[Tensor, Tensor]  # cosines and sines, (N, K / 2) each
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) over the last dimension (Zhang & Sennrich 2019, Eq. 4).
+
+    Half-precision inputs are normalised in float32; `scale=False` leaves out the learned scale,
+    for norms that an adaptive modulation follows.
+    """
+
+    def __init__(self, width: int, *, scale: bool = True, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.width, self.eps = width, eps
+        self.weight = nn.Parameter(torch.ones(width)) if scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D) in the dtype of `x`."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.rms_norm(wide, (self.width,), self.weight, self.eps).to(x.dtype)
+
+
+def axial_rotary(height: int, width: int, head_width: int, device: torch.device) -> RotaryTable:
+    """Rotary angles of a height x width grid: half of the pairs turn with the row, half with the
+    column (RoPE, Su et al. 2021, Eq. 15, per axis as in Heo et al. 2024).
+
+    Positions are counted from the middle of the grid, so unrotated tokens sit at its centre and
+    the centre keeps its angles whatever the size. Rows are the slow axis: (N = height * width).
+    """
+    pairs = head_width // 4
+    frequencies = 100.0 ** (-torch.arange(pairs, device=device) / pairs)  # (K / 4,)
+    rows = torch.arange(height, device=device) - (height - 1) / 2
+    columns = torch.arange(width, device=device) - (width - 1) / 2
+    by_row = torch.outer(rows, frequencies).repeat_interleave(width, dim=0)  # (N, K / 4)
+    by_column = torch.outer(columns, frequencies).repeat(height, 1)  # (N, K / 4)
+    angles = torch.cat([by_row, by_column], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def prepend_unrotated(table: RotaryTable, count: int) -> RotaryTable:
+    """The same table with `count` tokens in front that no position turns (angle 0)."""
+    cosines, sines = table
+    return F.pad(cosines, (0, 0, count, 0), value=1.0), F.pad(sines, (0, 0, count, 0))
+
+
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
+    """Turn the pair (x_i, x_{i + K/2}) of every head by its token's angle: (B, H, N, K)."""
+    cosines, sines = (part.to(x.dtype) for part in table)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with normalised queries and keys (Henry et al. 2020)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm = RMSNorm(width // heads)
+        self.key_norm = RMSNorm(width // heads)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, table: RotaryTable, mask: Tensor | None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `mask` is added to the logits, broadcast to (B, H, N, N)."""
+        q, k, v = rearrange(
+            self.qkv(x), "b n (three h k) -> three b h n k", three=3, h=self.heads
+        ).unbind(0)
+        q, k = rotate(self.query_norm(q), table), rotate(self.key_norm(k), table)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(rearrange(y, "b h n k -> b n (h k)"))
+
+
+class SwiGLU(nn.Module):
+    """W_3 (SiLU(W_1 x) * W_2 x) (Shazeer 2020, Eq. 6), W_1 and W_2 as one matrix."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_and_value = nn.Linear(width, 2 * hidden, bias=False)
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
+
+
+class TimeEmbedding(nn.Module):
+    """A number in [0, 1] -> (B, D): sines and cosines, then a two-layer MLP.
+
+    The frequencies run geometrically from 1/2 to 64 radians per unit of time: fine enough to tell
+    steps of 1/1000 apart, slow enough for d/dt to stay moderate, as flow maps need (Lu & Song
+    2024, Sec. 4.1). Differentiable in t; computed in the dtype of t, returned in `dtype`.
+    """
+
+    lowest, highest, pairs = 0.5, 64.0, 64
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2 * self.pairs, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B,) -> (B, D)."""
+        frequencies = torch.logspace(
+            math.log2(self.lowest), math.log2(self.highest), self.pairs, 2.0,
+            dtype=t.dtype, device=t.device,
+        )  # fmt: skip
+        angles = t[:, None] * frequencies
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)  # (B, 2 * pairs)
+        return self.out(F.silu(self.hidden(waves)))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable numbers in `module`."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

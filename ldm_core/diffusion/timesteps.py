@@ -1,0 +1,28 @@
+"""Times to train at and grids of times to sample on."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def shift_timesteps(t: Tensor, shift: float) -> Tensor:
+    """logit t' = logit t + ln shift (Esser et al. 2024, Eq. 23, whose shift is sqrt(m / n)).
+
+    A shift above 1 moves times towards noise. 0 and 1 stay where they are.
+    """
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Tensor:
+    """Uniform numbers in (0, 1) -> times with logit t ~ N(mean + ln shift, std^2).
+
+    Esser et al. 2024, Eq. 19, by inversion, so stratified uniforms give stratified times.
+    """
+    return torch.sigmoid(mean + math.log(shift) + std * torch.special.ndtri(u))
+
+
+def linear_grid(steps: int, shift: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(steps + 1,) times from 1 down to 0, equally spaced before the shift; computed in float64."""
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return shift_timesteps(t, shift).to(dtype)

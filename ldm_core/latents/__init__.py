@@ -1,0 +1,1 @@
+"""The latent store: schema, exactly-once commits, published versions, plan and reader."""

@@ -1,0 +1,66 @@
+"""What a published version of the latent store says about itself."""
+
+from pydantic import BaseModel, ConfigDict
+
+FORMAT = 1
+
+
+class Frozen(BaseModel):
+    """Immutable; a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EncoderEntry(Frozen):
+    """An encoder that made the rows: its digest decides, its URI says where it was found."""
+
+    name: str
+    uri: str
+    digest: str
+
+
+class LatentStatistics(Frozen):
+    """Per channel of the raw latents, over samples, positions and the posterior's spread."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Manifest(Frozen):
+    """One version: all tables pinned, and what a reader wants to know before it opens them.
+
+    Attributes:
+        number: given by `LatentStore.publish`; 0 before.
+        publication: a random token by which a publisher knows its own file again.
+        created: UTC, ISO 8601.
+        tables: Delta version of each table.
+        counts: rows of each table.
+        autoencoder: what made the latents.
+        texts: what embedded the captions, "t5" and "clip".
+        channels, downsampling: of the autoencoder.
+        buckets: number of samples of each bucket "HxWxT".
+        rejects: number of rejects by reason.
+        bytes: of the tables' files.
+        content: digest of ids, latents, captions and encoders, whatever the order of the rows.
+    """
+
+    format: int = FORMAT
+    number: int = 0
+    publication: str = ""
+    created: str = ""
+    tables: dict[str, int]
+    counts: dict[str, int]
+    autoencoder: EncoderEntry
+    texts: tuple[EncoderEntry, ...]
+    channels: int
+    downsampling: int
+    statistics: LatentStatistics
+    buckets: dict[str, int]
+    rejects: dict[str, int]
+    bytes: int
+    content: str
+
+    def says_the_same(self, other: "Manifest") -> bool:
+        """Whether publishing this one after the other would tell a reader anything new."""
+        unstamped = {"number": 0, "publication": "", "created": ""}
+        return self.model_copy(update=unstamped) == other.model_copy(update=unstamped)

@@ -1,0 +1,145 @@
+"""A model as a folder: `config.json`, `model.safetensors`, `README.md`; never pickle.
+
+It says everything sampling needs. The autoencoder and text encoders are named by URI and digest,
+not copied: they are shared by many models and may be large. A URI beside the model is kept relative
+to it, so that a project folder or bucket prefix can be moved as a whole.
+"""
+
+import hashlib
+import json
+import os
+from typing import Literal
+
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from ldm_core.backbones.dit import DiT, DiTConfig
+from ldm_core.errors import UserError
+from ldm_core.files import absolute, exists, is_remote, join, read_bytes, read_json, write_bytes
+
+WEIGHTS = "model.safetensors"
+
+
+class Reference(BaseModel):
+    """Another product this model works with: where it is and which weights are meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str
+    digest: str
+
+
+class ModelConfig(BaseModel):
+    """What `config.json` holds.
+
+    Attributes:
+        kind: "teacher" predicts the velocity; "student" is a flow map with guidance folded in.
+        process, prediction: how the network's output is to be read.
+        latents_mean, latents_std: per channel; latents are normalised with them.
+        sizes: pictures it was trained on, "HxW" in pixels.
+        max_tokens: caption limit of the text encoders.
+        steps, guidance: defaults for sampling.
+        lineage: run id, store version, teacher, …
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    kind: Literal["teacher", "student"]
+    backbone: DiTConfig
+    process: Literal["flow"] = "flow"
+    prediction: Literal["velocity"] = "velocity"
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+    sizes: tuple[str, ...]
+    autoencoder: Reference
+    t5: Reference
+    clip: Reference
+    max_tokens: int
+    steps: int
+    guidance: float
+    lineage: dict[str, str] = {}
+
+
+def save_model(uri: str, config: ModelConfig, weights: dict[str, Tensor], card: str) -> str:
+    """Write a model directory, `config.json` last; returns the model's digest.
+
+    Args:
+        uri: local folder or remote prefix.
+        config: its references may be absolute; they are stored relative where that is possible.
+        weights: the network's state, by name.
+        card: text of `README.md`.
+    """
+    data = safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+    stored = {
+        name: Reference(uri=_relative(ref.uri, uri), digest=ref.digest)
+        for name in ("autoencoder", "t5", "clip")
+        for ref in [getattr(config, name)]
+    }
+    config = config.model_copy(update=stored)
+    write_bytes(join(uri, WEIGHTS), data)
+    write_bytes(join(uri, "README.md"), card.encode())
+    write_bytes(join(uri, "config.json"), (config.model_dump_json(indent=2) + "\n").encode())
+    return model_digest(config, data)
+
+
+def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
+    """Read a model directory: (config with absolute references, network in eval mode, digest).
+
+    Raises:
+        UserError: nothing there, or not a model directory this version can read.
+    """
+    if not exists(join(uri, "config.json")):
+        raise UserError(
+            f"no model at {uri} (no config.json there); train one with `ldm train` or `ldm "
+            "distill`, or name an existing model directory"
+        )
+    try:
+        stored = ModelConfig.model_validate(read_json(join(uri, "config.json")))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise UserError(f"{uri}/config.json is not a model of this project: {error}") from error
+    data = read_bytes(join(uri, WEIGHTS))
+    network = DiT(stored.backbone)
+    network.load_state_dict(safetensors.torch.load(data))
+    resolved = {
+        name: Reference(uri=_resolve(ref.uri, uri), digest=ref.digest)
+        for name in ("autoencoder", "t5", "clip")
+        for ref in [getattr(stored, name)]
+    }
+    return stored.model_copy(update=resolved), network.eval(), model_digest(stored, data)
+
+
+def model_digest(config: ModelConfig, weights: bytes) -> str:
+    """16 hex digits over weights and configuration; where the model lies does not count."""
+    meaning = config.model_dump(mode="json", exclude={"lineage"})
+    for name in ("autoencoder", "t5", "clip"):
+        meaning[name] = meaning[name]["digest"]
+    text = json.dumps(meaning, sort_keys=True) + hashlib.sha256(weights).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _relative(uri: str, base: str) -> str:
+    """`uri` as seen from the folder `base`, if both lie under one parent; else absolute."""
+    if uri == "identity":
+        return uri
+    uri, base = absolute(uri), absolute(base)
+    if is_remote(uri) != is_remote(base):
+        return uri
+    parent = os.path.commonpath([uri, base]) if not is_remote(uri) else _parent(base)
+    if parent in ("/", "") or not uri.startswith(parent):
+        return uri
+    return os.path.relpath(uri, base)
+
+
+def _resolve(uri: str, base: str) -> str:
+    if uri == "identity" or is_remote(uri) or os.path.isabs(uri):
+        return uri
+    if not is_remote(base):
+        return os.path.normpath(os.path.join(absolute(base), uri))
+    scheme, path = base.split("://", 1)
+    return f"{scheme}://{os.path.normpath(os.path.join(path, uri))}"
+
+
+def _parent(uri: str) -> str:
+    return uri.rstrip("/").rsplit("/", 1)[0] + "/"

@@ -1,0 +1,126 @@
+"""Captions -> embeddings, by Hugging Face text encoders read from a folder or `s3://` URI.
+
+Shapes: L tokens of the caption (true length, no padding), D token width, P pooled width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_core.errors import UserError
+from ldm_core.files import exists, folder_digest, join, local_copy
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """One caption: token embeddings (L, D) or None, pooled vector (P,) or None; float32, CPU."""
+
+    tokens: Tensor | None
+    pooled: Tensor | None
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer and the text model behind it.
+
+    Attributes:
+        name: "t5" or "clip"; the store keeps a row per caption and encoder.
+        digest: of weights, tokenizer and the token limit.
+        width: D of the tokens for t5, P of the pooled vector for clip.
+    """
+
+    name: str
+    digest: str
+    width: int
+    max_tokens: int
+    _tokenizer: Any
+    _forward: Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
+    _device: torch.device
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> list[TextEmbedding]:
+        """Embed the captions in one batch; the padding is cut off again."""
+        batch = self._tokenizer(
+            captions,
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        ).to(self._device)
+        mask = batch["attention_mask"]
+        tokens, pooled = self._forward(batch["input_ids"], mask)
+        lengths = mask.sum(dim=1).tolist()
+        return [
+            TextEmbedding(
+                tokens[row, :length].float().cpu() if tokens is not None else None,
+                pooled[row].float().cpu() if pooled is not None else None,
+            )
+            for row, length in enumerate(lengths)
+        ]
+
+
+def load_t5(uri: str, max_tokens: int = 128, device: str | torch.device = "cpu") -> TextEncoder:
+    """A T5 encoder (google/t5-v1_1-xxl and relatives); gives token embeddings.
+
+    Raises:
+        UserError: nothing there, or another kind of model.
+    """
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    with _model_folder(uri, ("t5", "mt5", "umt5")) as folder:
+        model = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = model.eval().to(device)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        digest = f"{_encoder_digest(folder)}-{max_tokens}"
+
+    def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return model(input_ids=ids, attention_mask=mask).last_hidden_state, None
+
+    width = int(model.config.d_model)
+    return TextEncoder("t5", digest, width, max_tokens, tokenizer, forward, torch.device(device))
+
+
+def load_clip(uri: str, max_tokens: int = 77, device: str | torch.device = "cpu") -> TextEncoder:
+    """A CLIP text model (openai/clip-vit-large-patch14 and relatives); gives the pooled vector.
+
+    Captions are cut at the model's own number of positions if `max_tokens` is more.
+
+    Raises:
+        UserError: nothing there, or another kind of model.
+    """
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    with _model_folder(uri, ("clip", "clip_text_model")) as folder:
+        model = CLIPTextModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model = model.eval().to(device)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        limit = min(max_tokens, int(model.config.max_position_embeddings))
+        digest = f"{_encoder_digest(folder)}-{limit}"
+
+    def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        return None, model(input_ids=ids, attention_mask=mask).pooler_output
+
+    width = int(model.config.hidden_size)
+    return TextEncoder("clip", digest, width, limit, tokenizer, forward, torch.device(device))
+
+
+def _encoder_digest(folder: Path) -> str:
+    return folder_digest(folder, ".safetensors", ".model", ".txt", ".json")
+
+
+def _model_folder(uri: str, kinds: tuple[str, ...]) -> Any:
+    if not exists(join(uri, "config.json")):
+        raise UserError(
+            f"no text encoder at {uri} (no config.json there); give a folder in Hugging Face "
+            'layout, or "tiny" to have a small one built from the captions'
+        )
+    from ldm_core.files import read_json
+
+    found = read_json(join(uri, "config.json")).get("model_type")
+    if found not in kinds:
+        raise UserError(f"{uri} holds a model of type {found!r}; expected one of {list(kinds)}")
+    return local_copy(uri)

@@ -1,0 +1,39 @@
+"""An exponential moving average of a network's weights."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Averages parameters with decay min(decay, (1 + k) / (10 + k)) at step k.
+
+    The warm-up lets the average forget the initial weights, which a long memory would drag along.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.shadow = {name: p.detach().clone() for name, p in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move towards the network's present weights."""
+        beta = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        current = network.state_dict()
+        averaged = [name for name, value in self.shadow.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.shadow[name] for name in averaged],
+            [current[name].detach() for name in averaged],
+            1 - beta,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights, loadable into the network, by name."""
+        return self.shadow
+
+    def load_state_dict(self, weights: dict[str, Tensor], updates: int) -> None:
+        """Continue from saved averages after `updates` updates."""
+        self.updates = updates
+        for name, value in weights.items():
+            self.shadow[name].copy_(value)

@@ -1,0 +1,165 @@
+"""AdamW and Muon side by side, one learning rate, and the schedule both follow."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is the nearest orthogonal matrix (Jordan et al. 2024).
+
+    As `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, with three differences: the
+    Newton-Schulz iteration runs in the dtype the caller chooses (torch's is always bfloat16, which
+    on a CPU without bf16 units is several times slower than float32), convolution kernels count as
+    matrices of (out, in x height x width), and workers share the iteration's work.
+
+    Args:
+        params: matrices and kernels.
+        lr: of AdamW; the update is scaled to AdamW's usual RMS of 0.2 (Liu et al. 2025, Eq. 4).
+        momentum: Nesterov momentum.
+        weight_decay: decoupled.
+        dtype: of the orthogonalisation.
+        rank, world: with gradients already averaged over `world` workers of the default process
+            group, each orthogonalises every world-th matrix and they exchange the results.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype, self.rank, self.world = dtype, rank, world
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update every weight; all of them have a gradient."""
+        for group in self.param_groups:
+            weights: list[Tensor] = group["params"]
+            for weight, update in zip(weights, self._updates(group), strict=True):
+                scale = 0.2 * math.sqrt(max(weight.flatten(1).shape))
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * scale)
+
+    def _updates(self, group: dict[str, Any]) -> list[Tensor]:
+        weights: list[Tensor] = group["params"]
+        flat = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
+        updates = [
+            part.view(weight.shape)
+            for part, weight in zip(flat.split([w.numel() for w in weights]), weights, strict=True)
+        ]
+        for index, (weight, update) in enumerate(zip(weights, updates, strict=True)):
+            assert weight.grad is not None, "Muon expects a gradient for every weight"
+            state = self.state[weight]
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+            momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
+            if index % self.world == self.rank:
+                ahead = weight.grad.lerp(momentum, group["momentum"]).flatten(1)
+                update.copy_(orthogonalise(ahead, self.dtype).view(weight.shape))
+        if self.world > 1:
+            torch.distributed.all_reduce(flat)  # a sum with zeros: each had its own share
+        return updates
+
+
+def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
+    """U V^T of the matrix's SVD, roughly: singular values end within about [0.7, 1.2].
+
+    Quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.to(dtype)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x  # the Gram matrix is then the smaller one
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Optimizers:
+    """Several optimisers stepped as one, under one learning-rate multiplier."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.all = optimizers
+        self._base = [[group["lr"] for group in opt.param_groups] for opt in optimizers]
+
+    def step(self, multiplier: float) -> None:
+        """Step all at `multiplier` times their base learning rates."""
+        for optimizer, rates in zip(self.all, self._base, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * multiplier
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self.all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """One state per optimiser."""
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """What `state_dict` gave."""
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+def muon_and_adamw(
+    network: nn.Module,
+    matrices: Iterable[Tensor],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    rank: int = 0,
+    world: int = 1,
+) -> Optimizers:
+    """Muon on `matrices`, AdamW on the network's other parameters (decay on matrices only)."""
+    chosen = {id(weight): weight for weight in matrices}
+    rest = [weight for weight in network.parameters() if id(weight) not in chosen]
+    groups = [
+        {"params": [w for w in rest if w.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [w for w in rest if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    muon = Muon(
+        chosen.values(),
+        learning_rate,
+        weight_decay=weight_decay,
+        dtype=dtype,
+        rank=rank,
+        world=world,
+    )
+    return Optimizers(muon, torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95)))
+
+
+def hidden_matrices(blocks: nn.Module) -> list[Tensor]:
+    """The matrices of attention and MLP in a transformer's blocks: what Muon is meant for.
+
+    Modulation stays with AdamW, like embeddings and the final layer outside the blocks: their
+    inputs are not a hidden layer's activations.
+    """
+    named = blocks.named_parameters()
+    return [weight for name, weight in named if weight.ndim == 2 and "modulation" not in name]
+
+
+def hidden_kernels(network: nn.Module, least: int = 8) -> list[Tensor]:
+    """Convolution kernels between hidden layers: at least `least` channels on either side."""
+    kernels = [w for w in network.parameters() if w.ndim == 4]
+    return [w for w in kernels if w.shape[0] >= least and w.shape[1] >= least]
+
+
+def warmup_then_decay(step: int, steps: int, warmup: int, decay_fraction: float) -> float:
+    """Multiplier of a trapezoid: up over `warmup` steps, flat, down over the last fraction."""
+    up = min(1.0, (step + 1) / max(warmup, 1))
+    down = min(1.0, (steps - step) / max(decay_fraction * steps, 1.0))
+    return min(up, down)

@@ -1,0 +1,71 @@
+"""Ray, started quietly: the cluster at RAY_ADDRESS if there is one, else this machine."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+# Read by Ray when it is imported.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+import ray
+
+FORWARDED = ("AWS_", "MLFLOW_", "OMP_", "TOKENIZERS_", "LDM_")
+
+
+def worker_environment(cpus: float = 1) -> dict[str, str]:
+    """Variables every worker gets: the object store's, MLflow's, and its share of threads.
+
+    Each worker would otherwise start as many threads as the machine has cores.
+    """
+    forwarded = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
+    threads = str(max(1, int(cpus)))
+    return {
+        **forwarded,
+        "OMP_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        # Arrow's S3 writer otherwise sends checksum trailers most S3-compatible stores refuse
+        "AWS_REQUEST_CHECKSUM_CALCULATION": os.environ.get(
+            "AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"
+        ),
+    }
+
+
+def start(verbose: bool = False) -> None:
+    """Connect to RAY_ADDRESS, or start Ray on this machine; does nothing if already connected."""
+    if ray.is_initialized():
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    local = "RAY_ADDRESS" not in os.environ
+    ray.init(
+        include_dashboard=False if local else None,
+        log_to_driver=verbose,
+        logging_level=level,
+        runtime_env={"env_vars": worker_environment()},
+    )
+    quiet(verbose)
+
+
+def quiet(verbose: bool) -> None:
+    """Keep Ray's own libraries from talking on the driver unless the user wants it."""
+    if verbose:
+        return
+    for name in ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    data = ray.data.DataContext.get_current()
+    data.enable_progress_bars = False
+    data.print_on_execution_start = False
+
+
+@contextlib.contextmanager
+def ray_session(verbose: bool = False) -> Iterator[None]:
+    """Ray for the length of a command; only what this process started is shut down."""
+    mine = not ray.is_initialized()
+    start(verbose)
+    try:
+        yield
+    finally:
+        if mine:
+            ray.shutdown()

@@ -1,0 +1,229 @@
+"""What the training stages share: Ray Train's trainer, checkpoints, and the driver's progress bar.
+
+A worker function gets a `Job`; whatever it needs to go on after a kill is in the last checkpoint.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ldm_core.errors import UserError
+from ldm_core.files import absolute, filesystem, is_remote, join, remove
+from pipelines.progress import Progress
+from pipelines.ray_runtime import start
+from pipelines.recipes.schema import Recipe, Workers
+from pipelines.stage import Context
+from pipelines.tracking import Run
+
+STATE = "state.pt"
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Where the first worker writes how far it is, and the driver reads it."""
+
+    def __init__(self) -> None:
+        self._state: tuple[int, str] = (0, "")
+
+    def post(self, done: int, note: str) -> None:
+        """Steps done so far and a short text."""
+        self._state = (done, note)
+
+    def read(self) -> tuple[int, str]:
+        """What was posted last."""
+        return self._state
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker function is given; `inputs` are the stage's, pinned when it began."""
+
+    recipe: Recipe
+    run: Run
+    product: str
+    inputs: dict[str, str]
+    board: Any
+    workers: Workers
+
+    def device(self) -> torch.device:
+        """This worker's device; a CPU worker also takes no more threads than its share."""
+        if self.workers.gpus:
+            return torch.device(ray.train.torch.get_device())
+        torch.set_num_threads(max(1, int(self.workers.cpus)))
+        return torch.device("cpu")
+
+
+def fit(
+    context: Context,
+    worker: Callable[[dict[str, Job]], None],
+    workers: Workers,
+    steps: int,
+    max_failures: int,
+) -> dict[str, Any]:
+    """Run `worker` on every worker to the end and return the metrics it reported last.
+
+    A killed worker, or the same command after a killed driver, goes on from the last checkpoint:
+    they lie under the recipe's root until the product is written.
+
+    Raises:
+        UserError: raised by a worker, or the cause of a failure that the retries did not mend.
+    """
+    start(context.options.verbose)
+    _check_resources(workers)
+    folder = join(context.recipe.root, "checkpoints")
+    name = f"{context.product.rsplit('/', 1)[-1]}-{context.digest}"
+    if context.options.force:
+        remove(join(folder, name))  # else Ray Train would go on from the end
+    board = ProgressBoard.remote()
+    job = Job(
+        context.recipe, context.run, context.product, dict(context.inputs), board, workers
+    )
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        scaling_config=_scaling(workers),
+        run_config=RunConfig(
+            name=name,
+            failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            **_storage(folder),
+        ),
+    )
+    with context.progress(steps, "steps") as bar, _watching(board, bar):
+        try:
+            result = trainer.fit()
+        except Exception as error:
+            raise _cause(error) from error
+    remove(join(folder, name))
+    return dict(result.metrics or {})
+
+
+def _scaling(workers: Workers) -> ScalingConfig:
+    resources = {"CPU": workers.cpus}
+    if workers.gpus:
+        resources["GPU"] = workers.gpus
+    return ScalingConfig(
+        num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
+    )
+
+
+def _storage(folder: str) -> dict[str, Any]:
+    """Ray Train's storage arguments; s3 through fsspec, which honours AWS_ENDPOINT_URL."""
+    if not is_remote(folder):
+        return {"storage_path": absolute(folder)}
+    fs, path = filesystem(folder)
+    wrapped = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    return {"storage_path": path, "storage_filesystem": wrapped}
+
+
+def _check_resources(workers: Workers) -> None:
+    have = ray.cluster_resources()
+    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+        if workers.count * each > have.get(kind, 0):
+            raise UserError(
+                f"{workers.count} workers with {each:g} {kind} each need more than the cluster's "
+                f"{have.get(kind, 0):g} {kind}; lower workers.count or workers.{kind.lower()}s"
+            )
+
+
+@contextmanager
+def _watching(board: Any, bar: Progress) -> Iterator[None]:
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            done, note = ray.get(board.read.remote())
+            if done:
+                bar.update(done, note)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5)
+
+
+def _cause(error: Exception) -> Exception:
+    """The worker's own UserError if there is one, else the error as it came."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        seen: Any = failure
+        while seen is not None:
+            if isinstance(seen, UserError):
+                return seen
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+# On the workers
+
+
+def restore() -> dict[str, Any] | None:
+    """The state of the last checkpoint, or None at the very beginning."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        state: dict[str, Any] = torch.load(Path(folder, STATE), weights_only=True)
+    return state
+
+
+def save(state: Callable[[], dict[str, Any]], metrics: dict[str, float]) -> None:
+    """Report metrics from all workers, and with them a checkpoint from the first.
+
+    Args:
+        state: called on the first worker only; tensors and plain values.
+        metrics: of this worker.
+    """
+    if ray.train.get_context().get_world_rank():
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory(prefix="ldm-checkpoint-") as folder:
+        torch.save(state(), Path(folder, STATE))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+class Meter:
+    """Samples per second and the share of time spent waiting for data, since it was last read."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start, self._waited, self._samples = time.monotonic(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent here is waiting for data."""
+        begin = time.monotonic()
+        yield
+        self._waited += time.monotonic() - begin
+
+    def count(self, samples: int) -> None:
+        """Samples that a step of all workers used."""
+        self._samples += samples
+
+    def read(self) -> dict[str, float]:
+        """The figures, and start anew."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        figures = {
+            "samples_per_second": self._samples / elapsed,
+            "data_wait_share": self._waited / elapsed,
+        }
+        self._reset()
+        return figures

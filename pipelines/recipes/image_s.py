@@ -1,0 +1,49 @@
+"""64-pixel pictures of shapes on two CPU cores: the demo, and a toy of it for tests."""
+
+from pipelines.recipes.schema import (
+    AutoencoderSection,
+    DistillSection,
+    EncodeSection,
+    EvaluateSection,
+    Recipe,
+    TextSection,
+    TrainSection,
+)
+
+
+def image_s() -> Recipe:
+    """The demo: from nothing to a 4-step model in a quarter of an hour on two cores."""
+    return Recipe(
+        name="image-s",
+        data="demo/data",
+        root="demo",
+        autoencoder=AutoencoderSection(
+            block_channels=(16, 32, 64), batch_size=16, steps=400, learning_rate=4e-3
+        ),
+    )
+
+
+def image_tiny() -> Recipe:
+    """Every stage in seconds, for tests and first tries; its pictures are not worth looking at."""
+    return Recipe(
+        name="image-tiny",
+        data="demo/data",
+        root="demo",
+        size=32,
+        autoencoder=AutoencoderSection(
+            block_channels=(8, 8, 16), batch_size=8, steps=6, checkpoint_every=3
+        ),
+        text=TextSection(tiny_width=16),
+        encode=EncodeSection(shard_size=16, batch_size=8),
+        train=TrainSection(
+            width=32, depth=2, heads=2, steps=8, batch_size=8, warmup_steps=2, log_every=2,
+            sample_every=4, checkpoint_every=4,
+        ),
+        distill=DistillSection(
+            steps=4, guidance_steps=2, batch_size=8, teacher_substeps=2, log_every=1,
+            checkpoint_every=2,
+        ),
+        evaluate=EvaluateSection(
+            single_prompts=8, double_prompts=4, teacher_steps=4, batch_size=8
+        ),
+    )

@@ -1,0 +1,111 @@
+"""What every stage has in common: up to date or not, one MLflow run, a record written last."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from ldm_core.files import exists, join, read_json, write_json
+from pipelines.progress import Progress
+from pipelines.recipes.schema import Recipe
+from pipelines.tracking import Run, track
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the user wants the stage run."""
+
+    verbose: bool = False
+    force: bool = False
+
+
+class Record(BaseModel):
+    """A finished stage, kept as `record.json` in its product: what, from what, how long."""
+
+    stage: str
+    digest: str
+    run_id: str
+    tracking_uri: str
+    product: str
+    inputs: dict[str, str]
+    seconds: float
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage's work gets: its MLflow run, a progress bar, the digest of what decides it."""
+
+    recipe: Recipe
+    run: Run
+    digest: str
+    product: str
+    inputs: Mapping[str, str]
+    options: Options
+
+    def progress(self, total: int, unit: str, name: str = "") -> Progress:
+        """A bar for this stage."""
+        return Progress(name or self.product.rsplit("/", 1)[-1], total, unit)
+
+
+def stage_digest(sections: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """16 hex digits over everything that decides a stage's result."""
+    text = json.dumps({"sections": sections, "inputs": dict(inputs)}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_record(product: str) -> Record | None:
+    """The record of the product, or None while it is not finished."""
+    uri = join(product, "record.json")
+    return Record.model_validate(read_json(uri)) if exists(uri) else None
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: str,
+    product: str,
+    sections: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    work: Callable[[Context], dict[str, Any]],
+    options: Options,
+) -> Record:
+    """Run `work` unless the product already is what it would make; write the record last.
+
+    Args:
+        recipe: the resolved recipe.
+        stage: the stage's name.
+        product: URI of the folder the stage makes.
+        sections: the settings that decide the result (not those that only say how fast).
+        inputs: product name -> digest of each input.
+        work: does it, and returns a summary for the record.
+        options: verbose, force.
+    """
+    digest = stage_digest(sections, inputs)
+    record = read_record(product)
+    if record and record.digest == digest and not options.force:
+        print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
+        return record
+    start = time.monotonic()
+    with track(recipe, stage, digest, parents={}) as run:
+        run.tags({f"input.{name}": value for name, value in inputs.items()})
+        summary = work(Context(recipe, run, digest, product, inputs, options))
+        seconds = time.monotonic() - start
+        numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+        run.metrics({**numbers, "stage_seconds": seconds})
+    record = Record(
+        stage=stage,
+        digest=digest,
+        run_id=run.id,
+        tracking_uri=run.uri,
+        product=product,
+        inputs=dict(inputs),
+        seconds=seconds,
+        summary=summary,
+    )
+    write_json(join(product, "record.json"), record.model_dump(mode="json"))
+    print(f"[{stage}] done in {seconds:.0f}s: {product}  (MLflow run {run.id})", flush=True)
+    return record

@@ -1,0 +1,154 @@
+"""The only MLflow import: one run per stage, whatever its restarts, linked to what it was made of."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
+from mlflow.entities import RunStatus
+from mlflow.tracking import MlflowClient
+
+from ldm_core.errors import UserError
+from ldm_core.files import absolute, is_remote
+from pipelines.recipes.schema import Recipe
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def tracking_uri(recipe: Recipe) -> str:
+    """The recipe's, else MLFLOW_TRACKING_URI, else sqlite beside the products."""
+    chosen = recipe.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if chosen:
+        return chosen
+    folder = Path(".") if is_remote(recipe.root) else Path(absolute(recipe.root))
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder.absolute()}/mlflow.db"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A handle on one MLflow run; picklable, so that a worker logs to the driver's run."""
+
+    uri: str
+    id: str
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client of the run's tracking server."""
+        return MlflowClient(tracking_uri=self.uri)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers at a step."""
+        for key, value in values.items():
+            self.client.log_metric(self.id, key, float(value), step=step)
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log what was chosen."""
+        for key, value in values.items():
+            self.client.log_param(self.id, key, value)
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Tag the run."""
+        for key, value in values.items():
+            self.client.set_tag(self.id, key, str(value))
+
+    def image(self, picture: np.ndarray, key: str, step: int = 0) -> None:
+        """Log a (H, W, 3) uint8 picture; the UI shows the steps of one key as a slider."""
+        self.client.log_image(self.id, picture, key=key, step=step)
+
+    def document(self, value: Any, name: str) -> None:
+        """Log a JSON artifact."""
+        self.client.log_dict(self.id, value, name)
+
+    def file(self, path: Path | str, folder: str | None = None) -> None:
+        """Log a local file as an artifact."""
+        self.client.log_artifact(self.id, str(path), folder)
+
+    def dataset(self, name: str, source: str, digest: str, context: str) -> None:
+        """Say which data the run read: `context` is "training", "evaluation", …"""
+        mlflow.set_tracking_uri(self.uri)
+        data = MetaDataset(LocalArtifactDatasetSource(source), name=name, digest=digest)
+        with mlflow.start_run(run_id=self.id, log_system_metrics=False):
+            mlflow.log_input(data, context=context)
+
+
+@contextmanager
+def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -> Iterator[Run]:
+    """The stage's run: the unfinished one of the same digest if a kill left one, else a new one.
+
+    Args:
+        recipe: logged in full as `recipe.json`.
+        stage: name of the stage, also the run's name.
+        digest: of everything that decides the result.
+        parents: product name -> MLflow run id it came from; logged as tags.
+    """
+    client = MlflowClient(tracking_uri=tracking_uri(recipe))
+    experiment = client.get_experiment_by_name(recipe.experiment)
+    experiment_id = (
+        experiment.experiment_id if experiment else client.create_experiment(recipe.experiment)
+    )
+    run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest))
+    run.tags({"stage": stage, **{f"parent.{name}": value for name, value in parents.items()}})
+    run.document(recipe.model_dump(mode="json"), "recipe.json")
+    try:
+        yield run
+    except BaseException:
+        client.set_terminated(run.id, RunStatus.to_string(RunStatus.FAILED))
+        raise
+    client.set_terminated(run.id, RunStatus.to_string(RunStatus.FINISHED))
+
+
+def _open_run(client: MlflowClient, experiment_id: str, stage: str, digest: str) -> str:
+    unfinished = client.search_runs(
+        [experiment_id],
+        f"tags.digest = '{digest}' and tags.stage = '{stage}' and attributes.status != 'FINISHED'",
+        max_results=1,
+    )
+    if unfinished:
+        client.update_run(unfinished[0].info.run_id, RunStatus.to_string(RunStatus.RUNNING))
+        return str(unfinished[0].info.run_id)
+    created = client.create_run(
+        experiment_id, run_name=stage, tags={"digest": digest, "stage": stage}
+    )
+    return str(created.info.run_id)
+
+
+def register_model(run: Run, name: str, uri: str, alias: str) -> str:
+    """Register the model directory at `uri` as the next version of `name`, under an alias."""
+    try:
+        run.client.create_registered_model(name)
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = run.client.create_model_version(name, source=absolute(uri), run_id=run.id)
+    run.client.set_registered_model_alias(name, alias, version.version)
+    return str(version.version)
+
+
+def resolve_model(uri: str, registry: str | None = None) -> str:
+    """`models:/name@alias` or `models:/name/3` to the model directory's URI; others unchanged.
+
+    Raises:
+        UserError: the registry knows no such model, version or alias.
+    """
+    if not uri.startswith("models:/"):
+        return uri
+    client = MlflowClient(tracking_uri=registry or os.environ.get("MLFLOW_TRACKING_URI"))
+    name = uri.removeprefix("models:/")
+    try:
+        if "@" in name:
+            model, alias = name.split("@", 1)
+            return str(client.get_model_version_by_alias(model, alias).source)
+        model, version = name.split("/", 1)
+        return str(client.get_model_version(model, version).source)
+    except (mlflow.exceptions.MlflowException, ValueError) as error:
+        raise UserError(
+            f"the registry {client.tracking_uri} has no {uri} ({error}); set MLFLOW_TRACKING_URI "
+            "to the one that does, or pass the model's folder"
+        ) from error

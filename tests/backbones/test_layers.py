@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from ldm_core.backbones.layers import (
+    RMSNorm,
+    TimeEmbedding,
+    axial_rotary,
+    prepend_unrotated,
+    rotate,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_rotary_logits_depend_on_the_offset_only():
+    h, w, k = 3, 4, 16
+    table = axial_rotary(h, w, k, CPU)
+    query, key = torch.randn(2, 1, 1, 1, k)
+    q, k_ = (rotate(x.expand(1, 1, h * w, k), table)[0, 0] for x in (query, key))
+    logits = (q @ k_.T).view(h, w, h, w)
+    torch.testing.assert_close(logits[:-1, :, :-1], logits[1:, :, 1:])
+    torch.testing.assert_close(logits[:, :-1, :, :-1], logits[:, 1:, :, 1:])
+    assert not torch.allclose(logits[0, 0], logits[0, 1])
+
+
+def test_rotary_keeps_lengths_and_unrotated_tokens():
+    x = torch.randn(2, 3, 5 + 6, 8)
+    turned = rotate(x, prepend_unrotated(axial_rotary(2, 3, 8, CPU), 5))
+    assert torch.equal(turned[:, :, :5], x[:, :, :5])
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+
+
+def test_the_centre_keeps_its_angles():
+    small, large = (axial_rotary(size, size, 8, CPU)[0] for size in (3, 5))
+    assert torch.equal(large.view(5, 5, -1)[1:4, 1:4], small.view(3, 3, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rms_norm(dtype):
+    x = torch.randn(4, 6, dtype=dtype)
+    expected = x / x.square().mean(dim=-1, keepdim=True).sqrt()
+    norm = RMSNorm(6).to(dtype)
+    torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(norm(torch.zeros(1, 6, dtype=dtype)), torch.zeros(1, 6, dtype=dtype))
+    assert list(RMSNorm(6, scale=False).parameters()) == []
+
+
+def test_time_embedding_tells_times_apart_smoothly():
+    torch.manual_seed(0)
+    embed = TimeEmbedding(32).double()
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+
+    def at(time):
+        return embed(time, torch.float64)
+
+    out, slope = torch.func.jvp(at, (t,), (torch.ones_like(t),))
+    assert torch.cdist(out, out)[~torch.eye(101, dtype=bool)].min() > 1e-3
+    assert slope.norm(dim=-1).max() < 100 * out.norm(dim=-1).mean()

@@ -1,0 +1,415 @@
+"""The encode stage on real files; Ray, MLflow and S3 are real, the autoencoder is the identity."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from ldm_core.autoencoders.autoencoder import IdentityAutoencoder, Posterior
+from ldm_core.errors import UserError
+from ldm_core.latents.reader import LatentReader
+from ldm_core.latents.schema import caption_digest, decode_array
+from ldm_core.latents.store import LatentStore, StoreVersion
+from pipelines import encode_plan, encode_workers, ray_runtime
+from pipelines.encode_latents import _check_images, encode
+from pipelines.encode_on_ray import _check_room
+from pipelines.encode_plan import Job, make_plan
+from pipelines.encode_workers import EncodeImages, decode_shard, parts_of
+from pipelines.recipes.schema import AutoencoderSection, EncodeSection, Recipe, TextSection, Workers
+from pipelines.stage import Options, Record
+
+GOOD, SIZE = 22, 16
+BAD = {
+    "empty.png": "empty file",
+    "gone.png": "file missing",
+    "nocaption.png": "no caption",
+    "text.jpg": "not an image",
+    "truncated.png": "truncated",
+}
+
+
+def picture(index: int) -> Image.Image:
+    rng = np.random.default_rng(index)
+    size = (20 + index % 3, 24 - index % 5)
+    return Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def write_captions(folder: Path, captions: dict[str, str]) -> None:
+    lines = [json.dumps({"file": file, "caption": text}) for file, text in captions.items()]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+
+
+def read_captions(folder: Path) -> dict[str, str]:
+    rows = map(json.loads, (folder / "captions.jsonl").read_text().splitlines())
+    return {row["file"]: row["caption"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder of good and bad files, in a subfolder too."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    names = [f"{'more/' if i % 4 == 0 else ''}{i:03d}.png" for i in range(GOOD)]
+    for index, name in enumerate(names):
+        picture(index).save(folder / name)
+    whole = (folder / names[1]).read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "empty.png").write_bytes(b"")
+    picture(99).save(folder / "nocaption.png")
+    captions = {name: f"picture {i % 6}" for i, name in enumerate(names)}
+    write_captions(folder, captions | {name: "bad" for name in BAD if name != "nocaption.png"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(data: Path, tmp_path_factory) -> Recipe:
+    root = tmp_path_factory.mktemp("products")
+    return Recipe(
+        name="test",
+        data=str(data),
+        root=str(root / "first"),
+        size=SIZE,
+        tracking_uri=f"sqlite:///{root}/mlflow.db",
+        autoencoder=AutoencoderSection(source="identity"),
+        text=TextSection(tiny_width=8),
+        # one worker: starting a second costs more than it does here
+        encode=EncodeSection(shard_size=5, batch_size=4, workers=Workers(count=1)),
+    )
+
+
+@pytest.fixture(scope="module")
+def record(recipe: Recipe, ray_session: None) -> Record:
+    """An undisturbed run."""
+    return encode(recipe, Options())
+
+
+@pytest.fixture(scope="module")
+def version(recipe: Recipe, record: Record) -> StoreVersion:
+    return newest(recipe)
+
+
+def newest(recipe: Recipe) -> StoreVersion:
+    return LatentStore(recipe.product("latents")).open_version()
+
+
+def copied(recipe: Recipe, folder: Path) -> Recipe:
+    """The same project, finished, elsewhere."""
+    shutil.copytree(recipe.data, folder / "data")
+    shutil.copytree(recipe.root, folder / "root")
+    return moved(recipe, folder / "data", folder / "root")
+
+
+def moved(recipe: Recipe, data: Path | str, root: Path | str) -> Recipe:
+    return recipe.model_copy(update={"data": str(data), "root": str(root)})
+
+
+def forbid_ray(monkeypatch) -> None:
+    def start(verbose: bool) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr(ray_runtime, "start", start)
+
+
+@pytest.mark.ray
+class TestFirstRun:
+    def test_every_file_ends_in_exactly_one_table(self, version, record):
+        samples = version.table("samples", ["id"])["id"].to_pylist()
+        rejects = {row["id"]: row["reason"] for row in version.table("rejects").to_pylist()}
+        assert rejects == BAD
+        assert len(samples) == len(set(samples)) == GOOD
+        assert not set(samples) & set(rejects)
+        assert record.summary["rows"] == GOOD + len(BAD)
+        assert record.summary["rejects_by_reason"] == dict.fromkeys(BAD.values(), 1)
+        assert (record.summary["version"], record.summary["texts"]) == (1, 2 * 8)
+
+    def test_the_latents_of_the_identity_are_the_cropped_pixels(self, version, data):
+        for row in version.table("samples").to_pylist()[::5]:
+            image = Image.open(data / row["id"])
+            assert (row["width"], row["height"]) == image.size
+            box = tuple(row[f"crop_{side}"] for side in ("left", "top", "right", "bottom"))
+            expected = image.crop(box).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+            latent = decode_array(row["latent_mean"], row["latent_shape"]).transpose(1, 2, 0)
+            np.testing.assert_allclose((latent + 1) * 127.5, np.asarray(expected), atol=0.13)
+            assert row["source_bytes"] == (data / row["id"]).stat().st_size
+            assert (row["bucket"], row["media"], row["frames"]) == ("16x16x1", "image", 1)
+
+    def test_texts_are_the_distinct_captions_and_the_empty_one(self, version):
+        rows = version.table("texts").to_pylist()
+        wanted = {"", "bad", *(f"picture {i}" for i in range(6))}
+        for name in ("t5", "clip"):
+            assert sorted(row["caption"] for row in rows if row["encoder"] == name) == sorted(
+                wanted
+            )
+        for row in rows:
+            assert row["caption_digest"] == caption_digest(row["caption"])
+            if row["encoder"] == "t5":  # words and an end token: never the batch's padding
+                assert row["tokens_shape"] == [len(row["caption"].split()) + 1, 8]
+
+    def test_the_reader_takes_it(self, version):
+        reader = LatentReader(version)
+        batch = reader.batch(np.arange(GOOD), np.zeros(GOOD, np.int64), seed=0)
+        assert batch.latents.shape == (GOOD, 3, SIZE, SIZE)
+        assert torch.isfinite(batch.latents).all()
+        assert len(reader.null_condition()) == 1
+
+    def test_shards_are_files_of_at_most_shard_size_rows(self, version):
+        rows = version.table("samples", ["shard"])["shard"].value_counts().to_pylist()
+        assert max(row["counts"] for row in rows) <= 5
+        assert len(rows) == len(list(Path(version.store.uri, "samples").glob("*.parquet")))
+
+
+@pytest.mark.ray
+class TestLaterRuns:
+    def test_nothing_new_does_nothing(self, recipe, version, record, monkeypatch, capsys):
+        forbid_ray(monkeypatch)
+        logs = {name: version.store.open(name).version() for name in version.manifest.tables}
+        assert encode(recipe, Options()) == record
+        again = encode(recipe, Options(force=True))
+        assert again.summary["new_rows"] == again.summary["new_texts"] == 0
+        assert again.summary["content"] == record.summary["content"]
+        assert version.store.versions() == [1]
+        assert logs == {name: version.store.open(name).version() for name in logs}
+        printed = capsys.readouterr().out
+        assert "nothing new: version 1 stands" in printed
+        assert "warning: 5 of 27 files rejected: 1 empty file, 1 file missing" in printed
+
+    def test_one_new_file_is_the_only_one_encoded(self, recipe, version, tmp_path):
+        mine = copied(recipe, tmp_path)
+        captions = read_captions(Path(mine.data))
+        picture(50).save(Path(mine.data, "zz.png"))
+        write_captions(Path(mine.data), captions | {"zz.png": "picture 1"})
+        record = encode(mine, Options())
+        assert (record.summary["new_rows"], record.summary["new_texts"]) == (1, 0)
+        assert (record.summary["version"], record.summary["samples"]) == (2, GOOD + 1)
+        before = {row["id"]: row for row in version.table("samples").to_pylist()}
+        after = {row["id"]: row for row in newest(mine).table("samples").to_pylist()}
+        assert {id: after[id] for id in before} == before
+
+    def test_changed_mended_and_vanished_files(self, recipe, version, tmp_path):
+        mine = copied(recipe, tmp_path)
+        folder, captions = Path(mine.data), read_captions(Path(mine.data))
+        picture(51).resize((40, 40)).save(folder / "001.png")  # another picture
+        captions["002.png"] = "picture 5"  # another caption
+        (folder / "003.png").unlink()  # gone, and its caption with it
+        del captions["003.png"]
+        picture(52).save(folder / "truncated.png")  # mended
+        write_captions(folder, captions)
+        record = encode(mine, Options())
+        assert record.summary["new_rows"] == 3
+        now = newest(mine)
+        rows = {row["id"]: row for row in now.table("samples").to_pylist()}
+        assert rows.keys() == {*version.table("samples")["id"].to_pylist(), "truncated.png"} - {
+            "003.png"
+        }
+        assert rows["001.png"]["width"] == 40
+        assert rows["002.png"]["captions"][0]["caption"] == "picture 5"
+        assert now.manifest.rejects == {r: 1 for r in BAD.values() if r != "truncated"}
+        first = now.store.open_version(1)  # which a running job may still read
+        assert first.table("samples").num_rows == GOOD
+        assert first.manifest == version.manifest
+
+
+KILLED = """
+import os, signal, sys
+from ldm_core.latents.store import LatentStore
+from pipelines.encode_latents import encode
+from pipelines.recipes.schema import Recipe
+from pipelines.stage import Options
+
+commit, calls = LatentStore.commit, []
+
+def commit_three(self, table, *args):
+    commit(self, table, *args)
+    calls.append(table)
+    if calls.count("samples") == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+LatentStore.commit = commit_three
+encode(Recipe.model_validate_json(sys.argv[1]), Options())
+"""
+
+
+@pytest.mark.ray
+def test_a_killed_job_goes_on_where_it_was(recipe, version, record, tmp_path):
+    import ray
+
+    mine = copied(recipe, tmp_path)
+    for name in ("samples", "rejects", "versions", "record.json"):
+        path = Path(mine.product("latents"), name)
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    address = ray.get_runtime_context().gcs_address
+    two = mine.encode.model_copy(update={"workers": Workers(count=2)})  # shards end out of order
+    mine_by_two = mine.model_copy(update={"encode": two})
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, mine_by_two.model_dump_json()],
+        env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    store = LatentStore(mine.product("latents"))
+    assert store.versions() == []
+    done = in_order(store)
+    assert 0 < len(done) < GOOD
+    rejected = store.table("rejects").num_rows
+    files = set(store.open("samples").file_uris())
+
+    resumed = encode(mine, Options())
+    assert resumed.summary["content"] == record.summary["content"]
+    assert newest(mine).manifest.statistics == version.manifest.statistics
+    assert resumed.summary["new_rows"] == GOOD + len(BAD) - len(done) - rejected
+    assert files <= set(store.open("samples").file_uris())
+    assert done == [row for row in in_order(store) if row["id"] in {r["id"] for r in done}]
+    shards = {row["shard"] for row in in_order(version)}
+    assert {row["shard"] for row in done} < shards
+
+
+def in_order(source: LatentStore | StoreVersion) -> list[dict]:
+    return source.table("samples").sort_by("id").to_pylist()
+
+
+@pytest.mark.ray
+def test_the_same_folder_in_a_bucket_gives_the_same_rows(recipe, version, data, s3):
+    fs = fsspec.filesystem("s3")
+    fs.put(str(data), f"{s3}/pictures", recursive=True)
+    mine = moved(recipe, f"{s3}/pictures", f"{s3}/products")
+    larger = mine.encode.model_copy(update={"shard_size": 16})
+    mine = mine.model_copy(update={"encode": larger})
+    record = encode(mine, Options())
+    remote = newest(mine)
+    assert record.summary["content"] == version.manifest.content
+    assert remote.manifest.statistics == version.manifest.statistics
+    assert remote.manifest.rejects == version.manifest.rejects
+    uris = remote.table("samples", ["source_uri"])["source_uri"].to_pylist()
+    assert all(uri.startswith(f"{s3}/pictures/") for uri in uris)
+    ours, theirs = (
+        LatentReader(v).batch(np.arange(8), np.zeros(8, np.int64), 0) for v in (version, remote)
+    )
+    assert torch.equal(ours.latents, theirs.latents)
+    assert torch.equal(ours.condition.tokens, theirs.condition.tokens)
+
+
+@pytest.mark.ray
+def test_no_usable_file_is_the_users_mistake(recipe, ray_session, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"")
+    (folder / "b.png").write_text("no picture")
+    write_captions(folder, {"a.png": "a", "b.png": "b"})
+    mine = moved(recipe, folder, tmp_path / "root")
+    with pytest.raises(UserError, match="none of the 2 files could be used: 1 empty file, 1 not"):
+        encode(mine, Options())
+    assert LatentStore(mine.product("latents")).versions() == []
+
+
+@pytest.mark.ray
+def test_workers_the_machine_has_no_room_for(ray_session, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=r"need 3 CPU of 2, 1 GPU of 0 .*encode\.workers\.gpus"):
+        _check_room(Workers(cpus=2, gpus=1))
+
+
+class TestWorkers:
+    """The callables that run on Ray, without Ray."""
+
+    @pytest.fixture
+    def job(self, tmp_path) -> Iterator[Job]:
+        LatentStore(str(tmp_path / "store")).create()
+        threads = torch.get_num_threads()
+        yield Job(str(tmp_path / "store"), SIZE, 3, "identity", "", "", 8)
+        torch.set_num_threads(threads)
+
+    @staticmethod
+    def shard(folder: Path, *names: str) -> dict[str, str]:
+        items = [
+            {"id": name, "uri": str(folder / name), "captions": ["x"], "fingerprint": "f"}
+            for name in names
+        ]
+        return {"shard": "s", "items": json.dumps(items)}
+
+    def test_decoding_keeps_bad_files_in_the_row(self, data):
+        names = ["001.png", "text.jpg", "not there.png", "002.png"]
+        row = decode_shard(self.shard(data, *names), SIZE)
+        items = json.loads(row["items"])
+        assert [item.get("reason") for item in items] == [
+            None,
+            "not an image",
+            "file missing",
+            None,
+        ]
+        assert len(row["pixels"]) == 2 * SIZE * SIZE * 3
+
+    def test_more_files_than_are_read_at_once(self, data):
+        names = [path.name for path in sorted(data.glob("0*.png"))] * 3
+        assert len(names) > encode_workers.READS_IN_FLIGHT
+        row = decode_shard(self.shard(data, *names), SIZE)
+        assert len(row["pixels"]) == len(names) * SIZE * SIZE * 3
+
+    def test_an_outage_is_not_a_bad_file(self, data, monkeypatch):
+        def down(uri: str) -> bytes:
+            raise ConnectionError("the store is down")
+
+        monkeypatch.setattr(encode_workers, "read_bytes", down)
+        with pytest.raises(ConnectionError):
+            decode_shard(self.shard(data, "001.png"), SIZE)
+
+    def test_a_non_finite_latent_is_a_reject(self, data, job, monkeypatch):
+        class Broken(IdentityAutoencoder):
+            def encode(self, pixels: torch.Tensor) -> Posterior:
+                mean = pixels.clone()
+                mean[1] = float("nan")
+                return Posterior(mean, torch.zeros_like(mean))
+
+        monkeypatch.setattr(encode_workers, "load_autoencoder", lambda uri, device: Broken())
+        row = decode_shard(self.shard(data, "001.png", "002.png", "003.png"), SIZE)
+        parts = parts_of(EncodeImages(job, threads=1)(row))
+        assert {part.table: part.rows for part in parts} == {"samples": 2, "rejects": 1}
+        store = LatentStore(job.store)
+        for part in parts:
+            store.commit(part.table, [part], "s")
+        [reject] = store.table("rejects").to_pylist()
+        assert (reject["id"], reject["reason"]) == ("002.png", "non-finite latent")
+
+    def test_batches_do_not_change_the_rows(self, data, job):
+        names = [path.name for path in sorted(data.glob("0*.png"))]
+        row = decode_shard(self.shard(data, *names), SIZE)
+        rows = []
+        for size in (1, 7):
+            [part] = parts_of(EncodeImages(replace(job, batch_size=size), threads=1)(row))
+            written = pq.read_table(f"{job.store}/samples/{part.path}", columns=["id", "digest"])
+            rows.append(written.to_pylist())
+        assert rows[0] == rows[1]
+
+
+class TestAtTheDoor:
+    def test_a_size_the_autoencoder_cannot_take(self, recipe, tmp_path, monkeypatch):
+        class Coarse(IdentityAutoencoder):
+            downsampling = 8
+
+        monkeypatch.setattr(encode_plan, "load_autoencoder", lambda uri: Coarse())
+        mine = recipe.model_copy(update={"root": str(tmp_path), "size": 20})
+        with pytest.raises(UserError, match=r"size 20 .* downsampling 8: try --set size=16"):
+            encode(mine, Options())
+
+    def test_two_jobs_at_once_are_noticed(self, recipe, tmp_path):
+        mine = recipe.model_copy(update={"root": str(tmp_path)})
+        plan = make_plan(mine)
+        store = LatentStore(plan.job.store)
+        store.create()
+        with pytest.raises(UserError, match=r"27 rows missing, 0 too many\. One job at a time"):
+            _check_images(plan, store)

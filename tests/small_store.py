@@ -1,0 +1,109 @@
+"""A small published latent store, written without Ray or encoders."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ldm_core.latents.describe import describe
+from ldm_core.latents.manifest import EncoderEntry
+from ldm_core.latents.schema import (
+    ARRAY_DTYPE,
+    SAMPLES,
+    TEXTS,
+    caption_digest,
+    caption_rows,
+    encode_array,
+    sample_digest,
+)
+from ldm_core.latents.store import LatentStore, StoreVersion
+
+AUTOENCODER = EncoderEntry(name="autoencoder", uri="identity", digest="a")
+T5 = EncoderEntry(name="t5", uri="t5", digest="t")
+CLIP = EncoderEntry(name="clip", uri="clip", digest="c")
+
+
+def sample_row(
+    id: str, mean: torch.Tensor, logvar: torch.Tensor, captions: tuple[str, ...], shard: str = "s"
+) -> dict[str, object]:
+    """A row of `samples`; (C, h, w) posterior."""
+    first, second = encode_array(mean), encode_array(logvar)
+    return {
+        **{field.name: None for field in SAMPLES},
+        "id": id,
+        "media": "image",
+        "bucket": f"{mean.shape[1]}x{mean.shape[2]}x1",
+        "latent_mean": first,
+        "latent_logvar": second,
+        "latent_shape": list(mean.shape),
+        "latent_dtype": ARRAY_DTYPE,
+        "captions": caption_rows(captions),
+        "encoder_digest": AUTOENCODER.digest,
+        "fingerprint": f"print of {id}",
+        "digest": sample_digest(id, first, second, captions, AUTOENCODER.digest),
+        "shard": shard,
+    }
+
+
+def text_rows(caption: str, width: int = 5, pooled: int = 3) -> list[dict[str, object]]:
+    """The caption's rows for t5 and clip: one token per word and one more, of recognisable value.
+
+    Every token of a caption holds its word count; the pooled vector holds its length in letters.
+    """
+    words = len(caption.split())
+    tokens = torch.full((words + 1, width), float(words))
+    shared = {
+        **{field.name: None for field in TEXTS},
+        "caption_digest": caption_digest(caption),
+        "caption": caption,
+        "dtype": ARRAY_DTYPE,
+        "shard": "texts",
+    }
+    return [
+        {
+            **shared,
+            "encoder": "t5",
+            "encoder_digest": T5.digest,
+            "tokens": encode_array(tokens),
+            "tokens_shape": list(tokens.shape),
+        },
+        {
+            **shared,
+            "encoder": "clip",
+            "encoder_digest": CLIP.digest,
+            "pooled": encode_array(torch.full((pooled,), float(len(caption)))),
+            "pooled_size": pooled,
+        },
+    ]
+
+
+def small_store(
+    uri: str | Path,
+    count: int = 12,
+    shape: tuple[int, int, int] = (2, 3, 3),
+    logvar: float = -60.0,
+    captions: tuple[tuple[str, ...], ...] = (("a dog",), ("a red cat", "cat")),
+    parts: int = 3,
+) -> StoreVersion:
+    """Publish `count` samples of random latents; sample i has `captions[i % len(captions)]`."""
+    store = LatentStore(str(uri))
+    store.create()
+    noise = np.random.default_rng(0).normal(size=(count, *shape))
+    rows = [
+        sample_row(
+            f"{i:03d}.png",
+            torch.from_numpy(noise[i]).float(),
+            torch.full(shape, logvar),
+            captions[i % len(captions)],
+        )
+        for i in range(count)
+    ]
+    for k in range(parts):
+        table = pa.Table.from_pylist(rows[k::parts], schema=SAMPLES)
+        store.commit("samples", [store.write_part("samples", table, f"s{k}")], f"s{k}")
+    texts = sorted({text for group in captions for text in group} | {""})
+    table = pa.Table.from_pylist([row for text in texts for row in text_rows(text)], schema=TEXTS)
+    store.commit("texts", [store.write_part("texts", table, "texts")], "texts")
+    store.publish(describe(store, AUTOENCODER, (T5, CLIP), downsampling=1, statistics=None))
+    return store.open_version()
