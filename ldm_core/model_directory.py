@@ -10,6 +10,7 @@ import json
 import os
 from typing import Literal
 
+import safetensors
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
@@ -88,7 +89,7 @@ def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
     """Read a model directory: (config with absolute references, network in eval mode, digest).
 
     Raises:
-        UserError: nothing there, or not a model directory this version can read.
+        UserError: nothing there, not a model directory this version can read, or half of one.
     """
     if not exists(join(uri, "config.json")):
         raise UserError(
@@ -99,9 +100,17 @@ def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
         stored = ModelConfig.model_validate(read_json(join(uri, "config.json")))
     except (ValidationError, json.JSONDecodeError) as error:
         raise UserError(f"{uri}/config.json is not a model of this project: {error}") from error
+    if not exists(join(uri, WEIGHTS)):
+        raise UserError(f"{uri}/{WEIGHTS} is missing; copy the model directory as a whole")
     data = read_bytes(join(uri, WEIGHTS))
     network = DiT(stored.backbone)
-    network.load_state_dict(safetensors.torch.load(data))
+    try:
+        network.load_state_dict(safetensors.torch.load(data))
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{uri}/{WEIGHTS} is not what its config.json describes; copy the model directory as a "
+            f"whole: {error}"
+        ) from error
     resolved = {
         name: Reference(uri=_resolve(ref.uri, uri), digest=ref.digest)
         for name in ("autoencoder", "t5", "clip")
@@ -120,14 +129,12 @@ def model_digest(config: ModelConfig, weights: bytes) -> str:
 
 
 def _relative(uri: str, base: str) -> str:
-    """`uri` as seen from the folder `base`, if both lie under one parent; else absolute."""
+    """`uri` as seen from the folder `base`, if it lies under the same parent; else absolute."""
     if uri == "identity":
         return uri
     uri, base = absolute(uri), absolute(base)
-    if is_remote(uri) != is_remote(base):
-        return uri
-    parent = os.path.commonpath([uri, base]) if not is_remote(uri) else _parent(base)
-    if parent in ("/", "") or not uri.startswith(parent):
+    parent = base.rstrip("/").rsplit("/", 1)[0] + "/"
+    if parent == "/" or parent.endswith("://") or not uri.startswith(parent):
         return uri
     return os.path.relpath(uri, base)
 
@@ -139,7 +146,3 @@ def _resolve(uri: str, base: str) -> str:
         return os.path.normpath(os.path.join(absolute(base), uri))
     scheme, path = base.split("://", 1)
     return f"{scheme}://{os.path.normpath(os.path.join(path, uri))}"
-
-
-def _parent(uri: str) -> str:
-    return uri.rstrip("/").rsplit("/", 1)[0] + "/"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+# In a submitted job Ray otherwise refuses variables that the job was given too, equal or not.
+os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
 
 import ray
 
@@ -26,6 +28,11 @@ def worker_environment(cpus: float = 1) -> dict[str, str]:
         **forwarded,
         "OMP_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",
+        # glibc otherwise hands every large tensor's memory back to the system and faults it in
+        # again a moment later, which costs a small model on a CPU a good part of its step
+        "MALLOC_TRIM_THRESHOLD_": "1000000000",
+        "MALLOC_MMAP_THRESHOLD_": "33554432",
+        "MALLOC_TOP_PAD_": "67108864",
         # Arrow's S3 writer otherwise sends checksum trailers most S3-compatible stores refuse
         "AWS_REQUEST_CHECKSUM_CALCULATION": os.environ.get(
             "AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"

@@ -1,1 +1,1 @@
-
+"""Pixels <-> latents: loading, losses, statistics, training."""

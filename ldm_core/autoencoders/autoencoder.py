@@ -109,7 +109,7 @@ def load_autoencoder(uri: str, device: str | torch.device = "cpu") -> Autoencode
     """Load "identity" or a diffusers autoencoder directory, local or remote.
 
     Raises:
-        UserError: nothing there, or not an autoencoder of diffusers.
+        UserError: nothing there, not an autoencoder of diffusers, or pickled weights.
     """
     if uri == "identity":
         return IdentityAutoencoder()
@@ -119,8 +119,8 @@ def load_autoencoder(uri: str, device: str | torch.device = "cpu") -> Autoencode
             "set autoencoder.source to a diffusers autoencoder directory or to identity"
         )
     with local_copy(uri) as folder:
-        digest = autoencoder_digest(folder)
-        return DiffusersAutoencoder(_load_module(folder), digest, device)
+        module = _load_module(folder, uri)
+        return DiffusersAutoencoder(module, autoencoder_digest(folder), device)
 
 
 def autoencoder_digest(folder: Path) -> str:
@@ -132,15 +132,20 @@ def autoencoder_digest(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _load_module(folder: Path) -> torch.nn.Module:
+def _load_module(folder: Path, uri: str) -> torch.nn.Module:
     import diffusers
 
     name = json.loads((folder / "config.json").read_text()).get("_class_name", "")
     kind = getattr(diffusers, name, None) if name.startswith(("Autoencoder", "VQ")) else None
     if kind is None:
         raise UserError(
-            f"{folder} holds a {name or 'model without _class_name'}, not an autoencoder of "
+            f"{uri} holds a {name or 'model without _class_name'}, not an autoencoder of "
             "diffusers; expected a folder that `AutoencoderKL.save_pretrained` or a relative wrote"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{uri} has no .safetensors weights, and pickled ones are never loaded; where you trust "
+            f"them, load them with diffusers' {name} and save_pretrained() them to a new folder"
         )
     module: torch.nn.Module = kind.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False

@@ -1,1 +1,1 @@
-
+"""Networks: DiT and its layers."""

@@ -1,1 +1,1 @@
-
+"""What a network is conditioned on."""

@@ -1,1 +1,1 @@
-
+"""Processes, the conversion table, timesteps, Denoiser and FlowMap."""

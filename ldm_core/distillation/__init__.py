@@ -1,1 +1,1 @@
-
+"""One method, one file."""

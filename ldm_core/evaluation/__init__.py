@@ -1,1 +1,1 @@
-
+"""The verifier, prompts and intervals."""

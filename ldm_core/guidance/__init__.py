@@ -1,1 +1,1 @@
-
+"""Denoiser -> denoiser."""

@@ -1,1 +1,1 @@
-
+"""Files -> tensors, and the procedural data set."""

@@ -1,1 +1,1 @@
-
+"""Denoiser + grid -> x0, one short function each."""

@@ -1,1 +1,1 @@
-
+"""Captions -> embeddings."""

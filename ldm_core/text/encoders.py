@@ -3,7 +3,8 @@
 Shapes: L tokens of the caption (true length, no padding), D token width, P pooled width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from torch import Tensor
 
 from ldm_core.errors import UserError
-from ldm_core.files import exists, folder_digest, join, local_copy
+from ldm_core.files import exists, folder_digest, join, local_copy, read_json
+
+# umt5 has position biases in every layer, which the class of t5 would silently leave out
+_T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,12 @@ def load_t5(uri: str, max_tokens: int = 128, device: str | torch.device = "cpu")
     """A T5 encoder (google/t5-v1_1-xxl and relatives); gives token embeddings.
 
     Raises:
-        UserError: nothing there, or another kind of model.
+        UserError: nothing there, another kind of model, or pickled weights.
     """
-    from transformers import AutoTokenizer, T5EncoderModel
+    import transformers
 
-    with _model_folder(uri, ("t5", "mt5", "umt5")) as folder:
-        model = T5EncoderModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        model = model.eval().to(device)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with _model_folder(uri, _T5_CLASSES) as (folder, kind):
+        model, tokenizer = _read(getattr(transformers, _T5_CLASSES[kind]), folder, device)
         digest = f"{_encoder_digest(folder)}-{max_tokens}"
 
     def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -90,14 +92,12 @@ def load_clip(uri: str, max_tokens: int = 77, device: str | torch.device = "cpu"
     Captions are cut at the model's own number of positions if `max_tokens` is more.
 
     Raises:
-        UserError: nothing there, or another kind of model.
+        UserError: nothing there, another kind of model, or pickled weights.
     """
-    from transformers import AutoTokenizer, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    with _model_folder(uri, ("clip", "clip_text_model")) as folder:
-        model = CLIPTextModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        model = model.eval().to(device)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with _model_folder(uri, ("clip", "clip_text_model")) as (folder, _):
+        model, tokenizer = _read(CLIPTextModel, folder, device)
         limit = min(max_tokens, int(model.config.max_position_embeddings))
         digest = f"{_encoder_digest(folder)}-{limit}"
 
@@ -112,15 +112,29 @@ def _encoder_digest(folder: Path) -> str:
     return folder_digest(folder, ".safetensors", ".model", ".txt", ".json")
 
 
-def _model_folder(uri: str, kinds: tuple[str, ...]) -> Any:
+def _read(kind: Any, folder: Path, device: str | torch.device) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval().to(device), tokenizer
+
+
+@contextmanager
+def _model_folder(uri: str, kinds: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """The model as a local folder, and which of the `kinds` it is."""
     if not exists(join(uri, "config.json")):
         raise UserError(
             f"no text encoder at {uri} (no config.json there); give a folder in Hugging Face "
             'layout, or "tiny" to have a small one built from the captions'
         )
-    from ldm_core.files import read_json
-
     found = read_json(join(uri, "config.json")).get("model_type")
     if found not in kinds:
         raise UserError(f"{uri} holds a model of type {found!r}; expected one of {list(kinds)}")
-    return local_copy(uri)
+    with local_copy(uri) as folder:
+        if not any(folder.glob("*.safetensors")):
+            raise UserError(
+                f"{uri} has no .safetensors weights, and pickled ones are never loaded; where you "
+                "trust them, load them with transformers and save_pretrained() them to a new folder"
+            )
+        yield folder, found

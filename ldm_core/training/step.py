@@ -80,7 +80,7 @@ class TrainingStep:
             self.optimizers.step(multiplier)
         self.optimizers.zero_grad()
         self._count(finite)
-        return StepResult(float(loss), float(norm), not finite)
+        return StepResult(float(loss.detach()), float(norm), not finite)
 
     def _count(self, finite: bool) -> None:
         self.skipped += not finite

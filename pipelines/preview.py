@@ -1,0 +1,179 @@
+"""`--dry-run`: what a stage would read, make and take. It starts and writes nothing."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ldm_core.files import exists, join
+from pipelines.recipes.schema import Recipe
+from pipelines.stage import Options, Record, read_record, stage_digest
+
+StageFunction = Callable[[Recipe, Options], Record | None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a preview shows of a stage.
+
+    Attributes:
+        product: name of the folder it makes under the root.
+        inputs: name -> (URI, the file that shows it is there, or "" for the folder itself).
+        sections: the recipe's sections it reads.
+    """
+
+    product: str
+    inputs: Callable[[Recipe], dict[str, tuple[str, str]]]
+    sections: tuple[str, ...]
+
+
+def _of_encode(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    auto = recipe.autoencoder_uri
+    found = {"data": (recipe.data, "")}
+    return found if auto == "identity" else {**found, "autoencoder": (auto, "config.json")}
+
+
+def _latents(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    return {"latents": (recipe.product("latents"), "versions")}
+
+
+def _model(recipe: Recipe, kind: str) -> dict[str, tuple[str, str]]:
+    return {kind: (recipe.product(kind), "config.json")}
+
+
+STAGES = {
+    "autoencoder": Stage("autoencoder", lambda r: {"data": (r.data, "")}, ("autoencoder",)),
+    "encode": Stage("latents", _of_encode, ("encode", "text")),
+    "train": Stage("teacher", _latents, ("train",)),
+    "distill": Stage("student", lambda r: _latents(r) | _model(r, "teacher"), ("distill",)),
+    "evaluate": Stage(
+        "evaluation", lambda r: _model(r, "teacher") | _model(r, "student"), ("evaluate",)
+    ),
+}
+
+
+def preview(name: str, recipe: Recipe, run: StageFunction, options: Options) -> None:
+    """Print what `run`, the stage's function, would do.
+
+    Raises:
+        UserError: what the stage itself would refuse at the door.
+    """
+    stage = STAGES[name]
+    for each, (uri, mark) in stage.inputs(recipe).items():
+        there = "there" if exists(join(uri, mark) if mark else uri) else "missing"
+        print(f"  reads    {each:<12} {uri}  ({there})")
+    product = recipe.product(stage.product)
+    print(f"  makes    {stage.product:<12} {product}  ({_made(product)})")
+    for section in stage.sections:
+        settings = getattr(recipe, section).model_dump(mode="json")
+        workers = settings.pop("workers", None)
+        print(f"  settings {section:<12} {json.dumps(settings)}")
+        if workers:
+            each = f"{workers['cpus']:g} CPU and {workers['gpus']:g} GPU"
+            print(f"  takes    {'workers':<12} {workers['count']}, with {each} each")
+    for label, value in _cost(name, recipe).items():
+        print(f"  takes    {label:<12} {value}")
+    print(f"{name}: {_verdict(name, recipe, run, options)}", flush=True)
+
+
+def _made(product: str) -> str:
+    record = read_record(product)
+    return f"made by run {record.run_id} in {record.seconds:.0f}s" if record else "not made yet"
+
+
+def _verdict(name: str, recipe: Recipe, run: StageFunction, options: Options) -> str:
+    """Whether the stage would do anything."""
+    if name == "encode" and _text_encoders_missing(recipe):
+        return "would run, and build the tiny text encoders"
+    with _stopped_at_the_door(run) as fresh:
+        run(recipe, options)
+    if not fresh:
+        return "has nothing to do"
+    return "is up to date (--force makes it again)" if fresh[0] else "would run"
+
+
+@contextmanager
+def _stopped_at_the_door(run: StageFunction) -> Iterator[list[bool]]:
+    """Let the stage decide what it is about to do, and note whether that is done already.
+
+    Only the stage knows what its digest is made of; so it runs up to `run_stage`, for which this
+    stands in.
+    """
+    fresh: list[bool] = []
+
+    def stand_in(
+        recipe: Recipe,
+        stage: str,
+        product: str,
+        sections: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        work: Any,
+        options: Options,
+    ) -> None:
+        record = read_record(product)
+        digest = stage_digest(sections, inputs)
+        fresh.append(record is not None and record.digest == digest and not options.force)
+
+    module: Any = sys.modules[run.__module__]
+    real, module.run_stage = module.run_stage, stand_in
+    try:
+        yield fresh
+    finally:
+        module.run_stage = real
+
+
+def _text_encoders_missing(recipe: Recipe) -> bool:
+    pairs = ((recipe.text.t5, recipe.t5_uri), (recipe.text.clip, recipe.clip_uri))
+    return any(
+        source == "tiny" and not exists(join(uri, "tokenizer_config.json")) for source, uri in pairs
+    )
+
+
+def _cost(name: str, recipe: Recipe) -> dict[str, str]:
+    """What can be known beforehand: pictures, steps, parameters."""
+    if name == "encode":
+        from ldm_core.media.folder import list_captioned_images
+
+        listing = list_captioned_images(recipe.data)
+        return {"pictures": f"{len(listing.images)}, and {len(listing.rejects)} unusable"}
+    if name == "evaluate":
+        section = recipe.evaluate
+        return {"prompts": f"{section.single_prompts + section.double_prompts} for each model"}
+    section = getattr(recipe, name)
+    cost = {"steps": f"{section.steps} of {section.batch_size} samples"}
+    network = _network(name, recipe)
+    if network is None:
+        return cost
+    return {**cost, "weights": f"{sum(each.numel() for each in network.parameters()) / 1e6:.2f} M"}
+
+
+def _network(name: str, recipe: Recipe) -> Any:
+    """The network a stage trains, without memory; None if the recipe alone does not tell it."""
+    import torch
+
+    from ldm_core.autoencoders.training import new_autoencoder
+    from ldm_core.backbones.dit import DiT, DiTConfig
+
+    auto, text, section = recipe.autoencoder, recipe.text, recipe.train
+    trained = auto.source == "train"
+    with torch.device("meta"):
+        if name == "autoencoder":
+            levels = (auto.block_channels, auto.channels, auto.layers_per_block)
+            return new_autoencoder(*levels, recipe.size, recipe.seed) if trained else None
+        if not (trained or auto.source == "identity") or {text.t5, text.clip} != {"tiny"}:
+            return None
+        side = recipe.size // auto.downsampling if trained else recipe.size
+        config = DiTConfig(
+            in_channels=auto.channels if trained else 3,
+            latent_size=(side, side),
+            patch_size=section.patch_size,
+            width=section.width,
+            depth=section.depth,
+            heads=section.heads,
+            text_width=text.tiny_width,
+            pooled_width=text.tiny_width,
+            flow_map=name == "distill",
+        )
+        return DiT(config)

@@ -1,0 +1,28 @@
+"""Keeps the libraries' own chatter off the user's screen, unless it is asked for."""
+
+import logging
+import os
+import warnings
+
+# Read when the libraries are imported, here and in Ray's workers, which inherit them.
+_VARIABLES = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "GRPC_VERBOSITY": "NONE",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+def quiet() -> None:
+    """Silence transformers, diffusers, MLflow, Ray and warnings; call it before their import.
+
+    Variables the user has set stay as they are.
+    """
+    for name, value in _VARIABLES.items():
+        os.environ.setdefault(name, value)
+    logging.disable(logging.INFO)  # MLflow and alembic set up their loggers anew when imported
+    warnings.simplefilter("ignore")

@@ -1,0 +1,100 @@
+"""`ldm sample`: prompts -> PNG files that remember what they were drawn from."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+
+from ldm_core.errors import UserError
+from ldm_core.files import join, write_bytes
+from ldm_core.generation import PictureGenerator, PictureRequest, annotate, grid_image
+from pipelines.progress import Progress
+from pipelines.tracking import resolve_model
+
+BATCH = 16
+MAX_PICTURES = 4096
+KEY = "ldm"  # of the PNG's text chunk, as `annotate` writes it
+
+
+def sample_images(
+    model: str, requests: Sequence[PictureRequest], out: str, columns: int | None, device: str
+) -> list[str]:
+    """Draw the pictures and write them with their requests; returns the URIs of the files.
+
+    Args:
+        model: model directory, `s3://` URI, or `models:/name@alias`.
+        requests: see `picture_requests`.
+        out: a .png file that holds all, or a folder for a file each: it ends in / or exists.
+        columns: of the one file; None makes it about square.
+        device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
+
+    Raises:
+        UserError: no such model, or something it cannot draw.
+    """
+    folder = _is_folder(out)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = PictureGenerator.load(resolve_model(model), device)
+    for request in requests:
+        generator.check(request)
+    pictures = _draw(generator, requests)
+    pairs = zip(pictures, requests, strict=True)
+    files = [annotate(picture, request, generator) for picture, request in pairs]
+    if not folder:
+        write_bytes(out, files[0] if len(files) == 1 else _sheet(pictures, files, columns))
+        return [out]
+    uris = [join(out, f"{index:04d}.png") for index in range(len(files))]
+    for uri, data in zip(uris, files, strict=True):
+        write_bytes(uri, data)
+    return uris
+
+
+def picture_requests(
+    prompts: Sequence[str], count: int, seed: int, steps: int | None, guidance: float | None
+) -> list[PictureRequest]:
+    """`count` pictures of each prompt; those of every prompt have seed, seed + 1, ….
+
+    Raises:
+        UserError: too many, or none.
+    """
+    if not 1 <= count * len(prompts) <= MAX_PICTURES:
+        raise UserError(
+            f"{len(prompts)} prompts with {count} pictures each; ask for 1 to {MAX_PICTURES} in all"
+        )
+    return [
+        PictureRequest(prompt, seed + i, steps, guidance)
+        for prompt in prompts
+        for i in range(count)
+    ]
+
+
+def _is_folder(out: str) -> bool:
+    if out.endswith("/") or Path(out).is_dir():
+        return True
+    if not out.lower().endswith(".png"):
+        raise UserError(f"--out {out}: end it in .png for one file, or in / for one each")
+    return False
+
+
+def _draw(generator: PictureGenerator, requests: Sequence[PictureRequest]) -> np.ndarray:
+    """(B, H, W, 3) uint8, batch by batch."""
+    with Progress("sample", len(requests), "pictures") as bar:
+        drawn = []
+        for start in range(0, len(requests), BATCH):
+            drawn.append(generator.generate(requests[start : start + BATCH]))
+            bar.update(min(start + BATCH, len(requests)))
+    return np.concatenate(drawn)
+
+
+def _sheet(pictures: np.ndarray, files: Sequence[bytes], columns: int | None) -> bytes:
+    """One PNG of all pictures; its text chunk is the list of theirs, row by row."""
+    texts = [json.loads(Image.open(io.BytesIO(data)).info[KEY]) for data in files]
+    info = PngImagePlugin.PngInfo()
+    info.add_text(KEY, json.dumps(texts, ensure_ascii=True))
+    buffer = io.BytesIO()
+    Image.fromarray(grid_image(pictures, columns)).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

@@ -1,0 +1,47 @@
+"""The smallest recipe that exercises every stage, and its encode stage without Ray."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines import encode_latents
+from pipelines.encode_plan import Job
+from pipelines.encode_workers import EncodeImages, EncodeTexts, Row, decode_shard
+from pipelines.recipes import RECIPES
+from pipelines.recipes.schema import AutoencoderSection, Recipe, Workers
+from pipelines.stage import Options, Record
+
+SIZE = 16
+
+
+def tiny_recipe(data: str, root: str, workers: int = 2, **sections: dict) -> Recipe:
+    """`image-tiny` in pixel space at 16 pixels; `sections` overrides fields of its sections."""
+    recipe = RECIPES["image-tiny"]()
+    changes = {
+        name: getattr(recipe, name).model_copy(
+            update={"workers": Workers(count=workers), **sections.get(name, {})}
+        )
+        for name in ("autoencoder", "train", "distill")
+    }
+    changes["autoencoder"] = AutoencoderSection.model_validate(
+        {**changes["autoencoder"].model_dump(), "source": "identity"}
+        | sections.get("autoencoder", {})
+    )
+    places = {"data": data, "root": root, "size": SIZE, "precision": "fp32"}
+    return recipe.model_copy(update={**places, **changes})
+
+
+def encode_here(recipe: Recipe) -> Record:
+    """The encode stage with its workers in this process, which starts at once."""
+
+    def pictures(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
+        encode = EncodeImages(job, threads=1)
+        return (encode(decode_shard(row, job.size)) for row in rows)
+
+    def captions(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
+        return map(EncodeTexts(job, threads=1), rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode_latents, "encode_pictures", pictures)
+        patch.setattr(encode_latents, "embed_captions", captions)
+        return encode_latents.encode(recipe, Options())
