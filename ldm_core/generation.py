@@ -27,7 +27,7 @@ from ldm_core.diffusion.timesteps import linear_grid
 from ldm_core.errors import UserError
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.media.decode import to_image
-from ldm_core.model_directory import ModelConfig, load_model
+from ldm_core.model_directory import ModelConfig, Reference, load_model
 from ldm_core.samplers.euler import sample_euler
 from ldm_core.samplers.events import OnStep
 from ldm_core.samplers.flow_map import sample_flow_map
@@ -97,12 +97,13 @@ class PictureGenerator:
         autoencoder = load_autoencoder(config.autoencoder.uri, device)
         t5 = load_t5(config.t5.uri, config.max_tokens, device)
         clip = load_clip(config.clip.uri, config.max_tokens, device)
-        for name, found in (("autoencoder", autoencoder), ("t5", t5), ("clip", clip)):
-            expected = getattr(config, name)
-            if found.digest != expected.digest:  # type: ignore[attr-defined]
+        found = {"autoencoder": autoencoder.digest, "t5": t5.digest, "clip": clip.digest}
+        for name, present in found.items():
+            expected: Reference = getattr(config, name)
+            if present != expected.digest:
                 raise UserError(
-                    f"{uri} was trained with {name} {expected.digest}, but {expected.uri} now holds "
-                    f"{found.digest}; put the old one back or train again"  # type: ignore[attr-defined]
+                    f"{uri} was trained with {name} {expected.digest}, but {expected.uri} now "
+                    f"holds {present}; put the old one back or train again"
                 )
         return cls(uri, digest, config, network, autoencoder, (t5, clip), device)
 

@@ -47,6 +47,7 @@ def distill_student(recipe: Recipe, options: Options) -> Record:
     Raises:
         UserError: no teacher.
     """
+    recipe = recipe.located()
     config, _, digest = load_model(recipe.product("teacher"))
     section = recipe.distill
 
@@ -67,8 +68,8 @@ def distill_student(recipe: Recipe, options: Options) -> Record:
     )
 
 
-def worker(config: dict[str, Job]) -> None:
-    """One Ray Train worker."""
+def worker(config: dict[str, Job]) -> dict[str, Any]:
+    """One Ray Train worker; returns the figures of the finished run."""
     job = config["job"]
     recipe, section = job.recipe, job.recipe.distill
     context = ray.train.get_context()
@@ -131,10 +132,10 @@ def worker(config: dict[str, Job]) -> None:
                 },
                 {"step": done},
             )
-    figures = {"steps": section.steps}
-    if rank == 0:
-        figures["digest"] = save_student(job, teacher_config, teacher_digest, network, ema)
-    save(lambda: {"step": section.steps}, figures)
+    if rank:
+        return {}
+    digest = save_student(job, teacher_config, teacher_digest, network, ema)
+    return {"steps": section.steps, "digest": digest}
 
 
 def student_of(teacher: DiT) -> DiT:

@@ -38,6 +38,7 @@ def encode(recipe: Recipe, options: Options) -> Record:
     Raises:
         UserError: no usable pictures, no autoencoder, or a size the autoencoder cannot take.
     """
+    recipe = recipe.located()
     plan = make_plan(recipe)
     inputs = {
         "data": fingerprint(sorted(plan.rows().items()))[:16],

@@ -38,6 +38,7 @@ def evaluate(recipe: Recipe, options: Options) -> Record:
     Raises:
         UserError: no teacher.
     """
+    recipe = recipe.located()
     models = {"teacher": _load(recipe, "teacher")}
     if exists(join(recipe.product("student"), "config.json")):
         models["student"] = _load(recipe, "student")

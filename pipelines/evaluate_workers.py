@@ -120,6 +120,8 @@ def _check_room(workers: Workers) -> None:
 
 
 def _result(row: Row, size: int) -> Result:
+    if row["refused"]:
+        raise UserError(row["refused"])
     return Result(
         entry=row["entry"],
         kind=row["kind"],
@@ -133,7 +135,8 @@ def _result(row: Row, size: int) -> Result:
 class ScorePictures:
     """Row -> the verdicts on an entry's pictures of its scenes.
 
-    A worker loads a model when its first row comes, once.
+    A worker loads a model when its first row comes, once. What is the user's to mend comes back
+    as "refused": an exception would reach the driver wrapped in a page of Ray's own.
     """
 
     def __init__(self, job: Job, threads: int, device: str) -> None:
@@ -145,9 +148,13 @@ class ScorePictures:
 
     def __call__(self, row: Row) -> Row:
         """Draw one batch of scenes and judge each picture."""
+        try:
+            paint = self._painter(row["entry"])
+        except UserError as error:
+            nothing = {"verdicts": "[]", "pictures": b"", "seconds": 0.0}
+            return {**row, **nothing, "refused": str(error)}
         kind, start, stop = row["kind"], row["start"], row["stop"]
         scenes = self.scenes[kind][start:stop]
-        paint = self._painter(row["entry"])
         begin = time.monotonic()
         pictures = paint(scenes, self.job.seeds(kind, start, stop))
         seconds = time.monotonic() - begin
@@ -157,6 +164,7 @@ class ScorePictures:
             "verdicts": json.dumps([asdict(verify(picture, scene)) for picture, scene in pairs]),
             "pictures": pictures[: max(0, SHOWN - start)].tobytes(),
             "seconds": seconds,
+            "refused": "",
         }
 
     def _painter(self, name: str) -> Painter:

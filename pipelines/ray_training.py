@@ -67,12 +67,12 @@ class Job:
 
 def fit(
     context: Context,
-    worker: Callable[[dict[str, Job]], None],
+    worker: Callable[[dict[str, Job]], dict[str, Any]],
     workers: Workers,
     steps: int,
     max_failures: int,
 ) -> dict[str, Any]:
-    """Run `worker` on every worker to the end and return the metrics it reported last.
+    """Run `worker` on every worker to the end and return what the first one returned.
 
     A killed worker, or the same command after a killed driver, goes on from the last checkpoint:
     they lie under the recipe's root until the product is written.
@@ -88,7 +88,12 @@ def fit(
         remove(join(folder, name))  # else Ray Train would go on from the end
     board = ProgressBoard.remote()
     job = Job(
-        context.recipe, context.run, context.product, dict(context.inputs), board, workers
+        context.recipe.located(),
+        context.run,
+        absolute(context.product),
+        dict(context.inputs),
+        board,
+        workers,
     )
     trainer = TorchTrainer(
         worker,
@@ -108,7 +113,7 @@ def fit(
         except Exception as error:
             raise _cause(error) from error
     remove(join(folder, name))
-    return dict(result.metrics or {})
+    return dict(result.return_value or {})
 
 
 def _scaling(workers: Workers) -> ScalingConfig:

@@ -12,8 +12,8 @@ from PIL import Image, PngImagePlugin
 from ldm_core.errors import UserError
 from ldm_core.files import join, write_bytes
 from ldm_core.generation import PictureGenerator, PictureRequest, annotate, grid_image
+from pipelines.model_uri import model_uri
 from pipelines.progress import Progress
-from pipelines.tracking import resolve_model
 
 BATCH = 16
 MAX_PICTURES = 4096
@@ -38,7 +38,7 @@ def sample_images(
     folder = _is_folder(out)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = PictureGenerator.load(resolve_model(model), device)
+    generator = PictureGenerator.load(model_uri(model), device)
     for request in requests:
         generator.check(request)
     pictures = _draw(generator, requests)
@@ -84,6 +84,7 @@ def _draw(generator: PictureGenerator, requests: Sequence[PictureRequest]) -> np
     """(B, H, W, 3) uint8, batch by batch."""
     with Progress("sample", len(requests), "pictures") as bar:
         drawn = []
+        bar.update(0)  # from here on it measures the rate
         for start in range(0, len(requests), BATCH):
             drawn.append(generator.generate(requests[start : start + BATCH]))
             bar.update(min(start + BATCH, len(requests)))

@@ -5,6 +5,7 @@ from typing import Any
 
 from ldm_core.errors import UserError
 from ldm_core.files import exists, is_remote, join, read_json
+from pipelines.model_uri import model_uri
 from pipelines.recipe_options import Arguments
 from pipelines.recipes import RECIPES
 
@@ -18,10 +19,7 @@ def show(arguments: Arguments) -> str:
     name = arguments.recipe
     if name in RECIPES or name.endswith(".json"):
         return arguments.resolve().model_dump_json(indent=2)
-    if name.startswith("models:/"):
-        from pipelines.tracking import resolve_model  # here: MLflow takes a second to import
-
-        name = resolve_model(name)
+    name = model_uri(name)
     if is_remote(name) or "/" in name or exists(name):
         return json.dumps(_product(name), indent=2)
     arguments.resolve()  # says which recipes there are
@@ -38,7 +36,7 @@ def list_recipes() -> str:
 def _product(uri: str) -> dict[str, Any]:
     if exists(join(uri, "config.json")):
         return {"model": uri, **read_json(join(uri, "config.json"))}
-    from ldm_core.latents.store import LatentStore  # here: it brings torch-sized imports
+    from ldm_core.latents.store import LatentStore  # here: it takes a second to import
 
     if not exists(uri):
         raise UserError(f"nothing at {uri}; name a recipe, a model directory or a latent store")

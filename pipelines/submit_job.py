@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from ldm_core.errors import UserError
 from ldm_core.files import absolute, exists, is_remote
-from pipelines.exit_codes import JobFailed
+from pipelines.exit_codes import INTERRUPTED, JobFailed
 from pipelines.recipe_options import Arguments
 from pipelines.recipes.schema import Recipe
 
@@ -145,10 +145,11 @@ def _follow(client: Any, job: str, address: str) -> None:
         asyncio.run(show_log())
     except KeyboardInterrupt:
         print(f"\nthe job goes on; end it with: ray job stop --address {address} {job}", flush=True)
-        raise
+        raise SystemExit(INTERRUPTED) from None  # nothing that the same command would resume
     info = client.get_job_info(job)
-    if info.status != "SUCCEEDED":
-        raise JobFailed(f"job {job} is {info.status}: {(info.message or '').splitlines()[:1]}")
+    if info.status.value != "SUCCEEDED":
+        reason = (info.message or "").partition(", last available logs")[0]  # they were shown
+        raise JobFailed(f"job {job} is {info.status.value}: {reason}")
 
 
 def _address() -> str:

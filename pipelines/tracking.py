@@ -1,4 +1,4 @@
-"""The only MLflow import: one run per stage, whatever its restarts, linked to what it was made of."""
+"""The only MLflow import: one run per stage, whatever its restarts, linked to its inputs."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,9 @@ import mlflow
 import numpy as np
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource
-from mlflow.entities import RunStatus
+from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from ldm_core.errors import UserError
 from ldm_core.files import absolute, is_remote
@@ -23,12 +24,20 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 def tracking_uri(recipe: Recipe) -> str:
     """The recipe's, else MLFLOW_TRACKING_URI, else sqlite beside the products."""
+    return _chosen(recipe) or f"sqlite:///{_local_folder(recipe)}/mlflow.db"
+
+
+def _chosen(recipe: Recipe) -> str | None:
     chosen = recipe.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if chosen:
-        return chosen
+    if chosen and chosen.startswith("sqlite:///"):  # workers run in folders of their own
+        return f"sqlite:///{absolute(chosen.removeprefix('sqlite:///'))}"
+    return chosen
+
+
+def _local_folder(recipe: Recipe) -> Path:
     folder = Path(".") if is_remote(recipe.root) else Path(absolute(recipe.root))
     folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder.absolute()}/mlflow.db"
+    return folder.absolute()
 
 
 @dataclass(frozen=True)
@@ -72,10 +81,10 @@ class Run:
 
     def dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Say which data the run read: `context` is "training", "evaluation", …"""
-        mlflow.set_tracking_uri(self.uri)
         data = MetaDataset(LocalArtifactDatasetSource(source), name=name, digest=digest)
-        with mlflow.start_run(run_id=self.id, log_system_metrics=False):
-            mlflow.log_input(data, context=context)
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
+        entry = DatasetInput(Dataset.from_dictionary(data.to_dict()), tags)
+        self.client.log_inputs(self.id, datasets=[entry])
 
 
 @contextmanager
@@ -90,9 +99,11 @@ def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -
     """
     client = MlflowClient(tracking_uri=tracking_uri(recipe))
     experiment = client.get_experiment_by_name(recipe.experiment)
-    experiment_id = (
-        experiment.experiment_id if experiment else client.create_experiment(recipe.experiment)
-    )
+    if experiment:
+        experiment_id = experiment.experiment_id
+    else:  # MLflow's own choice for files beside a database is ./mlruns, wherever one happens to be
+        place = None if _chosen(recipe) else f"{_local_folder(recipe)}/mlruns"
+        experiment_id = client.create_experiment(recipe.experiment, artifact_location=place)
     run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest))
     run.tags({"stage": stage, **{f"parent.{name}": value for name, value in parents.items()}})
     run.document(recipe.model_dump(mode="json"), "recipe.json")

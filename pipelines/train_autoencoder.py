@@ -1,6 +1,6 @@
-"""Stage 1: captioned pictures -> an autoencoder in diffusers' layout, with its latent statistics.
+"""Stage 1: captioned pictures -> an autoencoder in diffusers' layout, with latent statistics.
 
-    list the pictures -> train under Ray Train -> measure reconstructions -> mean and std per channel
+    list the pictures -> train under Ray Train -> measure -> mean and std per channel
 """
 
 import tempfile
@@ -46,6 +46,7 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
     Raises:
         UserError: no pictures.
     """
+    recipe = recipe.located()
     section = recipe.autoencoder
     if section.source != "train":
         print(f"[autoencoder] nothing to train: the recipe takes {section.source}", flush=True)
@@ -102,8 +103,8 @@ class Pictures:
         raise UserError(f"none of the {len(self)} pictures can be decoded; see `ldm encode`")
 
 
-def worker(config: dict[str, Job]) -> None:
-    """One Ray Train worker."""
+def worker(config: dict[str, Job]) -> dict[str, Any]:
+    """One Ray Train worker; returns the figures of the finished run."""
     job = config["job"]
     recipe, section = job.recipe, job.recipe.autoencoder
     context = ray.train.get_context()
@@ -168,10 +169,7 @@ def worker(config: dict[str, Job]) -> None:
                 },
                 {"step": done},
             )
-    metrics: dict[str, float] = {}
-    if rank == 0:
-        metrics = _finish(job, network, pictures, held_out, device)
-    save(lambda: {"network": network.state_dict(), "step": section.steps}, metrics)
+    return _finish(job, network, pictures, held_out, device) if rank == 0 else {}
 
 
 def _finish(

@@ -52,6 +52,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record:
     Raises:
         UserError: no published version.
     """
+    recipe = recipe.located()
     version = LatentStore(recipe.product("latents")).open_version()
     section = recipe.train
 
@@ -72,7 +73,10 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record:
         )
         return summary
 
-    sections = {"train": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)), "seed": recipe.seed}
+    sections = {
+        "train": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+        "seed": recipe.seed,
+    }
     return run_stage(
         recipe,
         "train",
@@ -100,8 +104,8 @@ def backbone_config(recipe: Recipe, reader: LatentReader) -> DiTConfig:
     )
 
 
-def worker(config: dict[str, Job]) -> None:
-    """One Ray Train worker."""
+def worker(config: dict[str, Job]) -> dict[str, Any]:
+    """One Ray Train worker; returns the figures of the finished run."""
     job = config["job"]
     recipe, section = job.recipe, job.recipe.train
     context = ray.train.get_context()
@@ -184,10 +188,11 @@ def worker(config: dict[str, Job]) -> None:
                 },
                 {"step": done},
             )
-    figures = {"steps": section.steps, "parameters": sum(p.numel() for p in network.parameters())}
-    if rank == 0:
-        figures["digest"] = save_teacher(job, reader.version, network.config, ema)
-    save(lambda: {"step": section.steps}, figures)
+    if rank:
+        return {}
+    parameters = sum(p.numel() for p in network.parameters())
+    digest = save_teacher(job, reader.version, network.config, ema)
+    return {"steps": section.steps, "parameters": parameters, "digest": digest}
 
 
 def pinned_version(job: Job) -> StoreVersion:

@@ -65,9 +65,7 @@ def test_a_project_can_be_moved_as_a_whole(tmp_path):
 
 def test_what_lies_outside_the_project_stays_where_it_is(tmp_path, uri):
     near, far = str(tmp_path / "project" / "vae"), str(tmp_path / "shared" / "t5")
-    config = changed(
-        autoencoder=Reference(uri=near, digest="a"), t5=Reference(uri=far, digest="t")
-    )
+    config = changed(autoencoder=Reference(uri=near, digest="a"), t5=Reference(uri=far, digest="t"))
     save(uri, config)
     stored = json.loads(Path(uri, "config.json").read_text())
     assert stored["autoencoder"]["uri"] == "../vae"
@@ -139,9 +137,9 @@ def test_weights_missing_cut_short_or_of_another_network(uri):
 def test_a_changed_autoencoder_is_refused_with_both_digests(tmp_path):
     def train_autoencoder(seed: int) -> str:
         torch.manual_seed(seed)
-        AutoencoderKL(block_out_channels=(8,), latent_channels=3, norm_num_groups=4).save_pretrained(
-            tmp_path / "autoencoder"
-        )
+        AutoencoderKL(
+            block_out_channels=(8,), latent_channels=3, norm_num_groups=4
+        ).save_pretrained(tmp_path / "autoencoder")
         return load_autoencoder(str(tmp_path / "autoencoder")).digest
 
     tiny_project(tmp_path)

@@ -144,8 +144,8 @@ def _load_module(folder: Path, uri: str) -> torch.nn.Module:
         )
     if not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"{uri} has no .safetensors weights, and pickled ones are never loaded; where you trust "
-            f"them, load them with diffusers' {name} and save_pretrained() them to a new folder"
+            f"{uri} has no .safetensors weights, and pickled ones are never loaded; where you "
+            f"trust them, load them with diffusers' {name} and save_pretrained() to a new folder"
         )
     module: torch.nn.Module = kind.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False

@@ -3,6 +3,8 @@
 Shapes: L tokens of the caption (true length, no padding), D token width, P pooled width.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from torch import Tensor
 from ldm_core.errors import UserError
 from ldm_core.files import exists, folder_digest, join, local_copy, read_json
 
+_BOOKKEEPING = {"transformers_version", "_name_or_path", "is_local", "local_files_only"}
 # umt5 has position biases in every layer, which the class of t5 would silently leave out
 _T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
@@ -109,7 +112,16 @@ def load_clip(uri: str, max_tokens: int = 77, device: str | torch.device = "cpu"
 
 
 def _encoder_digest(folder: Path) -> str:
-    return folder_digest(folder, ".safetensors", ".model", ".txt", ".json")
+    """Digest of weights, vocabulary and settings, but not of who saved them when."""
+    settings = {}
+    for file in sorted(folder.glob("*.json")):
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            value = {key: item for key, item in value.items() if key not in _BOOKKEEPING}
+        settings[file.name] = value
+    text = json.dumps(settings, sort_keys=True)
+    text += folder_digest(folder, ".safetensors", ".model", ".txt")
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read(kind: Any, folder: Path, device: str | torch.device) -> tuple[Any, Any]:

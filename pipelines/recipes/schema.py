@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ldm_core.files import absolute
+
 
 class Section(BaseModel):
     """Base of all sections: immutable, and a misspelt field is an error."""
@@ -199,6 +201,23 @@ class Recipe(Section):
     def product(self, name: str) -> str:
         """URI of a stage's product, e.g. `product("latents")`."""
         return f"{self.root.rstrip('/')}/{name}"
+
+    def located(self) -> "Recipe":
+        """The same with local paths made absolute: workers run in folders of their own."""
+
+        def place(value: str) -> str:
+            return value if value in ("train", "identity", "tiny") else absolute(value)
+
+        text = {"t5": place(self.text.t5), "clip": place(self.text.clip)}
+        source = {"source": place(self.autoencoder.source)}
+        return self.model_copy(
+            update={
+                "data": place(self.data),
+                "root": place(self.root),
+                "autoencoder": self.autoencoder.model_copy(update=source),
+                "text": self.text.model_copy(update=text),
+            }
+        )
 
     @property
     def autoencoder_uri(self) -> str:

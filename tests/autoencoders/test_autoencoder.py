@@ -188,5 +188,3 @@ def test_pickled_weights_are_refused_with_a_way_out(tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
     with pytest.raises(UserError, match=r"no \.safetensors .*AutoencoderKL.*save_pretrained"):
         load_autoencoder(str(tmp_path))
-
-

@@ -102,7 +102,9 @@ def test_psnr_of_a_known_error():
 
 def test_a_new_autoencoder_is_a_function_of_its_seed():
     state = torch.get_rng_state()
-    first, same, other = (new_autoencoder((8, 16), 4, 1, 32, seed).state_dict() for seed in (0, 0, 1))
+    first, same, other = (
+        new_autoencoder((8, 16), 4, 1, 32, seed).state_dict() for seed in (0, 0, 1)
+    )
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["encoder.conv_in.weight"], other["encoder.conv_in.weight"])
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,5 +1,6 @@
 """The evaluation on real files with random weights: who is asked what, counted and kept."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from tiny_models import WIDTH, save_tiny_models
 from ldm_core.errors import UserError
 from ldm_core.evaluation.verifier import Verdict
 from ldm_core.files import read_json
+from ldm_core.text.tiny import build_tiny_text_encoders
 from pipelines import ray_runtime
 from pipelines.evaluate_model import COLUMNS, collect, evaluate
-from pipelines.evaluate_workers import Job, Result
+from pipelines.evaluate_workers import Job, Result, ScorePictures, _result
 from pipelines.recipes.schema import (
     AutoencoderSection,
     EvaluateSection,
@@ -99,9 +101,8 @@ def answered(job: Job) -> Iterator[Result]:
 def test_a_score_is_the_share_of_right_verdicts_within_its_interval():
     rows = {row.attribute: row for row in score("x", "single", [RIGHT] * 3 + [WRONG_COLOR])}
     assert (rows["color"].successes, rows["color"].trials, rows["color"].rate) == (3, 4, 0.75)
-    assert rows["shape"].rate == 1
-    assert rows["shape"].high == pytest.approx(1)
-    assert all(row.low <= row.rate <= row.high for row in rows.values())
+    assert (rows["shape"].rate, rows["shape"].high) == (1, pytest.approx(1))
+    assert rows["color"].low < rows["color"].rate < rows["color"].high
     assert tuple(rows) == ATTRIBUTES["single"]
 
 
@@ -146,6 +147,17 @@ def test_a_project_without_pairs_has_no_such_rows():
     scores, _ = collect(job, {}, answered(job))
     assert scores.kinds == ["single"]
     assert plot_steps(scores).startswith(b"\x89PNG")
+
+
+def test_an_encoder_that_is_another_by_now_is_the_users_to_mend(recipe, tmp_path):
+    folder = shutil.copytree(recipe.root, tmp_path / "root")
+    moved = recipe.model_copy(update={"root": str(folder)})
+    build_tiny_text_encoders(["another vocabulary"], moved.t5_uri, moved.clip_uri, WIDTH, seed=1)
+    entry = Entry(name="t", source="teacher", steps=1, model=moved.product("teacher"))
+    job = a_job(entries=(entry,))
+    row = ScorePictures(job, threads=1, device="cpu")(job.rows()[0])
+    with pytest.raises(UserError, match="put the old one back"):
+        _result(row, SIZE)
 
 
 def test_without_a_teacher_it_says_how_to_make_one(tmp_path):

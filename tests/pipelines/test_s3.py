@@ -1,0 +1,132 @@
+"""Data and products in a bucket, from pictures to a picture; only MLflow's database is local."""
+
+import io
+
+import fsspec
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from tiny_runs import SIZE, encode_here, tiny_recipe
+
+from ldm_core.autoencoders.autoencoder import load_autoencoder
+from ldm_core.files import exists, join, read_bytes, remove, write_bytes
+from ldm_core.generation import PictureGenerator, PictureRequest
+from ldm_core.latents.store import LatentStore
+from ldm_core.media.shapes import write_shapes
+from ldm_core.model_directory import load_model
+from pipelines import ray_training
+from pipelines.distill_student import distill_student
+from pipelines.recipes.schema import Recipe
+from pipelines.sample_images import sample_images
+from pipelines.stage import Options, Record, read_record
+from pipelines.tracking import resolve_model
+from pipelines.train_autoencoder import train_autoencoder
+from pipelines.train_denoiser import train_denoiser
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def recipe(s3: str, tmp_path_factory) -> Recipe:
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder / "data", 32, SIZE, seed=0)
+    fsspec.filesystem("s3").put(str(folder / "data"), f"{s3}/project/data", recursive=True)
+    sections = {
+        # shorter than the tiny recipe's, but each with a checkpoint on the way
+        "autoencoder": {"source": "train", "steps": 4, "checkpoint_every": 2},
+        "train": {"steps": 4, "checkpoint_every": 2, "sample_every": 4},
+        "distill": {"steps": 4, "checkpoint_every": 2, "guidance_steps": 1},
+    }
+    recipe = tiny_recipe(f"{s3}/project/data", f"{s3}/project/root", workers=1, **sections)
+    return recipe.model_copy(update={"tracking_uri": f"sqlite:///{folder}/mlflow.db"})
+
+
+@pytest.fixture(scope="module")
+def checkpoints() -> dict[str, str]:
+    """The name of each product's folder of checkpoints."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def records(recipe: Recipe, checkpoints: dict[str, str], ray_session: None) -> dict[str, Record]:
+    """Every stage, one after the other; the teacher's checkpoints are left where they are."""
+
+    def remove_others(uri: str) -> None:
+        name = uri.rsplit("/", 1)[1]
+        product = name.rsplit("-", 1)[0]
+        checkpoints[product] = name
+        if product != "teacher":
+            remove(uri)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_training, "remove", remove_others)
+        return {
+            "autoencoder": train_autoencoder(recipe, Options()),
+            "latents": encode_here(recipe),
+            "teacher": train_denoiser(recipe, Options()),
+            "student": distill_student(recipe, Options()),
+        }
+
+
+def test_every_product_has_its_record(recipe, records):
+    for name, record in records.items():
+        assert read_record(recipe.product(name)) == record
+        assert record.product == f"{recipe.root}/{name}"
+
+
+def test_the_autoencoder_trained_there_encodes(recipe, records):
+    autoencoder = load_autoencoder(recipe.autoencoder_uri)
+    manifest = LatentStore(recipe.product("latents")).open_version().manifest
+    assert manifest.autoencoder.digest == autoencoder.digest
+    assert manifest.statistics.mean == pytest.approx(autoencoder.latents_mean)
+    assert records["autoencoder"].summary["psnr"] > 0
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_a_model_loads_with_all_it_refers_to(recipe, records, kind):
+    config, _, digest = load_model(recipe.product(kind))
+    assert digest == records[kind].summary["digest"]
+    assert config.autoencoder.uri == recipe.product("autoencoder")
+    assert config.t5.uri == recipe.product("text/t5")
+    generator = PictureGenerator.load(recipe.product(kind))
+    assert generator.generate([PictureRequest("a red circle", 0, steps=1)]).shape[1] == SIZE
+
+
+def test_a_picture_drawn_into_the_bucket(recipe, records, s3):
+    request = PictureRequest("a red circle", 5, steps=2)
+    name = resolve_model("models:/shapes@champion", recipe.tracking_uri)
+    assert name == recipe.product("student")
+    [uri] = sample_images(name, [request], f"{s3}/project/picture.png", None, "cpu")
+    picture = np.asarray(Image.open(io.BytesIO(read_bytes(uri))))
+    [expected] = PictureGenerator.load(name).generate([request])
+    assert np.array_equal(picture, expected)
+
+
+def test_a_checkpoint_in_the_bucket_is_gone_on_from(recipe, records, checkpoints):
+    """As if the driver had died when the teacher was saved but its record was not."""
+    fs = fsspec.filesystem("s3", use_listings_cache=False)
+    left = fs.find(join(recipe.root, "checkpoints"))
+    assert all(f"/{checkpoints['teacher']}/" in path for path in left)  # kept by the fixture
+    assert [path for path in left if path.endswith("/state.pt")]
+    record_uri = join(recipe.product("teacher"), "record.json")
+    saved, weights = (
+        read_bytes(join(recipe.product("teacher"), name))
+        for name in ("record.json", "model.safetensors")
+    )
+    remove(record_uri)
+    remove(join(recipe.product("teacher"), "model.safetensors"))
+    again = train_denoiser(recipe, Options())
+    assert read_bytes(join(recipe.product("teacher"), "model.safetensors")) == weights
+    losses = MlflowClient(recipe.tracking_uri).get_metric_history(again.run_id, "loss")
+    assert [metric.step for metric in losses] == [4]  # 2 was before the checkpoint
+    assert fs.find(join(recipe.root, "checkpoints")) == []
+    write_bytes(record_uri, saved)
+
+
+def test_the_same_commands_again_do_nothing(recipe, records, capsys):
+    assert train_autoencoder(recipe, Options()) == records["autoencoder"]
+    assert train_denoiser(recipe, Options()) == records["teacher"]
+    assert distill_student(recipe, Options()) == records["student"]
+    assert capsys.readouterr().out.count("up to date") == 3
+    assert exists(recipe.product("teacher"))
