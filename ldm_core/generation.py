@@ -127,7 +127,8 @@ class PictureGenerator:
         conditions = []
         for with_tokens, with_pooled in pairs:
             tokens, pooled = with_tokens.tokens, with_pooled.pooled
-            assert tokens is not None and pooled is not None
+            assert tokens is not None
+            assert pooled is not None
             mask = torch.ones(1, len(tokens), dtype=torch.bool)
             conditions.append(TextCondition(tokens[None], mask, pooled[None]))
         return TextCondition.cat(conditions).to(self.device)
@@ -158,9 +159,7 @@ class PictureGenerator:
         raw = latents.cpu() * self._std + self._mean
         return to_image(self.autoencoder.decode(raw.to(self.device)).cpu())
 
-    def _sample(
-        self, requests: list[PictureRequest], steps: int, on_step: OnStep | None
-    ) -> Tensor:
+    def _sample(self, requests: list[PictureRequest], steps: int, on_step: OnStep | None) -> Tensor:
         backbone = self.config.backbone
         shape = (backbone.in_channels, *backbone.latent_size)
         x_T = torch.cat([_noise(request.seed, shape) for request in requests]).to(self.device)
@@ -213,5 +212,3 @@ def grid_image(pictures: np.ndarray, columns: int | None = None, gap: int = 2) -
         left = gap + (index % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = picture
     return sheet
-
-

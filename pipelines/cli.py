@@ -4,15 +4,13 @@ torch, Ray and MLflow take seconds to import. They are imported inside the comma
 user's words have been understood, so that help and a refused mistake take a moment.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli_options import (
     DEFAULT_RECIPE,
     Data,
-    DryRun,
     Force,
     Model,
     Overrides,
@@ -22,9 +20,7 @@ from pipelines.cli_options import (
 )
 from pipelines.exit_codes import Commands
 from pipelines.recipe_options import Arguments
-
-if TYPE_CHECKING:
-    from pipelines.preview import StageFunction
+from pipelines.stage_commands import add_stages
 
 app = typer.Typer(
     cls=Commands,
@@ -61,98 +57,7 @@ def shapes(
     print(f"next: {Arguments(DEFAULT_RECIPE, data=out).command('autoencoder')}")
 
 
-# The stages differ in what they run; their words are the same
-
-
-def _train_autoencoder() -> "StageFunction":
-    from pipelines.train_autoencoder import train_autoencoder
-
-    return train_autoencoder
-
-
-def _encode() -> "StageFunction":
-    from pipelines.encode_latents import encode
-
-    return encode
-
-
-def _train_denoiser() -> "StageFunction":
-    from pipelines.train_denoiser import train_denoiser
-
-    return train_denoiser
-
-
-def _distill_student() -> "StageFunction":
-    from pipelines.distill_student import distill_student
-
-    return distill_student
-
-
-def _evaluate() -> "StageFunction":
-    from pipelines.evaluate_model import evaluate
-
-    return evaluate
-
-
-def _add_stage(name: str, load: Callable[[], "StageFunction"], next_name: str, text: str) -> None:
-    """Add the command of a stage; `load` imports the function that runs it."""
-
-    def command(
-        recipe: RecipeWord = DEFAULT_RECIPE,
-        data: Data = None,
-        root: Root = None,
-        overrides: Overrides = None,
-        dry_run: DryRun = False,
-        force: Force = False,
-        verbose: Verbose = False,
-    ) -> None:
-        arguments = Arguments(recipe, data, root, tuple(overrides or ()))
-        resolved = arguments.resolve()
-        run = load()
-        from pipelines.preview import preview
-        from pipelines.stage import Options
-
-        options = Options(verbose=verbose, force=force)
-        if dry_run:
-            preview(name, resolved, run, options)
-            return
-        run(resolved, options)
-        print(f"next: {arguments.command(next_name)}", flush=True)
-
-    example = f"Example: ldm {name} image-s --root demo"
-    app.command(name, help=f"{text}\n\n{example}", rich_help_panel=STAGES)(command)
-
-
-_add_stage(
-    "autoencoder",
-    _train_autoencoder,
-    "encode",
-    "Train the autoencoder, pixels to latents, on the pictures.",
-)
-_add_stage(
-    "encode",
-    _encode,
-    "train",
-    "Encode new and changed pictures into the latent store.",
-)
-_add_stage(
-    "train",
-    _train_denoiser,
-    "distill",
-    "Train the teacher on the newest version of the latent store.",
-)
-_add_stage(
-    "distill",
-    _distill_student,
-    "evaluate",
-    "Distil the teacher into a student that draws in a few steps.",
-)
-_add_stage(
-    "evaluate",
-    _evaluate,
-    "serve",
-    "Count how often teacher and student draw what the captions say.",
-)
+add_stages(app, STAGES)
 
 
 @app.command(rich_help_panel=STAGES)

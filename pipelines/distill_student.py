@@ -1,9 +1,9 @@
 """Stage 4: teacher + store -> a student that needs a few steps and no guidance.
 
-    guidance distillation (Meng et al. 2023): one conditional pass learns what two gave
-    -> trajectory distillation: one leap learns several guided teacher steps (Salimans & Ho 2022)
-    -> longer leaps learn two of the student's own shorter ones (Frans et al. 2025, Eq. 4)
-    -> EMA weights as a model directory
+guidance distillation (Meng et al. 2023): one conditional pass learns what two gave
+-> trajectory distillation: one leap learns several guided teacher steps (Salimans & Ho 2022)
+-> longer leaps learn two of the student's own shorter ones (Frans et al. 2025, Eq. 4)
+-> EMA weights as a model directory
 """
 
 from collections.abc import Callable
@@ -63,9 +63,7 @@ def distill_student(recipe: Recipe, options: Options) -> Record:
         "seed": recipe.seed,
     }
     inputs = {"teacher": digest, "latents_version": config.lineage["store_version"]}
-    return run_stage(
-        recipe, "distill", recipe.product("student"), sections, inputs, work, options
-    )
+    return run_stage(recipe, "distill", recipe.product("student"), sections, inputs, work, options)
 
 
 def worker(config: dict[str, Job]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.fs
 import ray
@@ -86,7 +86,7 @@ def fit(
     name = f"{context.product.rsplit('/', 1)[-1]}-{context.digest}"
     if context.options.force:
         remove(join(folder, name))  # else Ray Train would go on from the end
-    board = ProgressBoard.remote()
+    board = ProgressBoard.remote()  # type: ignore[attr-defined]
     job = Job(
         context.recipe.located(),
         context.run,
@@ -96,7 +96,7 @@ def fit(
         workers,
     )
     trainer = TorchTrainer(
-        worker,
+        cast(Any, worker),  # Ray's types know no worker that returns something
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=_scaling(workers),
@@ -113,7 +113,7 @@ def fit(
         except Exception as error:
             raise _cause(error) from error
     remove(join(folder, name))
-    return dict(result.return_value or {})
+    return dict(cast(Any, result).return_value or {})
 
 
 def _scaling(workers: Workers) -> ScalingConfig:

@@ -26,7 +26,7 @@ from pipelines.report_pictures import (
     reconstructions,
     sample_pictures,
 )
-from pipelines.scores import Scores
+from pipelines.scores import ATTRIBUTES, Scores
 from pipelines.stage import Record, read_record
 
 SAMPLES = 8  # pictures of the data
@@ -168,11 +168,31 @@ def _evaluation(recipe: Recipe) -> dict[str, Any] | None:
     sheets = {name: read_picture(join(folder, f"samples-{name}.png")) for name in names}
     return {
         "scores": scores,
+        "in_short": in_short(scores),
         "names": names,
         "plot": png_uri(read_bytes(join(folder, "steps.png"))),
         "comparison": _comparison(scores, sheets),
         "sheets": {name: data_uri(sheet, SHEET) for name, sheet in sheets.items()},
     }
+
+
+def in_short(scores: Scores) -> str:
+    """The hardest attribute that was scored, of the teacher and of the student's most steps."""
+    kind = scores.kinds[-1]
+    what = {"single": "the color of one object", "double": "both of two objects"}[kind]
+    sentences = []
+    for source in ("teacher", "student"):
+        entries = [entry for entry in scores.entries if entry.source == source]
+        if not entries:
+            continue
+        row = scores.find(entries[-1].name, kind, ATTRIBUTES[kind][0])
+        assert row is not None
+        sentences.append(
+            f"With {entries[-1].steps} steps the {source} gets {what} right in "
+            f"{100 * row.rate:.0f} % of {row.trials} pictures ({100 * row.low:.0f} to "
+            f"{100 * row.high:.0f} %), {scores.seconds_per_picture[entries[-1].name]:.2g} s each."
+        )
+    return " ".join(sentences)
 
 
 def _comparison(scores: Scores, sheets: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The only MLflow import: one run per stage, whatever its restarts, linked to its inputs."""
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +10,6 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
@@ -81,9 +80,8 @@ class Run:
 
     def dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Say which data the run read: `context` is "training", "evaluation", …"""
-        data = MetaDataset(LocalArtifactDatasetSource(source), name=name, digest=digest)
-        tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
-        entry = DatasetInput(Dataset.from_dictionary(data.to_dict()), tags)
+        data = Dataset(name, digest, source_type="local", source=json.dumps({"uri": source}))
+        entry = DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
         self.client.log_inputs(self.id, datasets=[entry])
 
 

@@ -1,6 +1,6 @@
 """Stage 1: captioned pictures -> an autoencoder in diffusers' layout, with latent statistics.
 
-    list the pictures -> train under Ray Train -> measure -> mean and std per channel
+list the pictures -> train under Ray Train -> measure -> mean and std per channel
 """
 
 import tempfile

@@ -58,9 +58,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record:
 
     def work(context: Context) -> dict[str, Any]:
         manifest = version.manifest
-        context.run.dataset(
-            "latents", version.store.uri, manifest.content[:36], context="training"
-        )
+        context.run.dataset("latents", version.store.uri, manifest.content[:36], context="training")
         print(
             f"[train] {manifest.counts['samples']} samples of store version {version.number}, "
             f"{section.steps} steps of {section.batch_size}",

@@ -1,6 +1,7 @@
 """A new autoencoder of diffusers' own class, the module that is trained, and latent statistics."""
 
 import math
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,7 +18,7 @@ def new_autoencoder(
     layers_per_block: int,
     size: int,
     seed: int,
-) -> AutoencoderKL:
+) -> Any:  # AutoencoderKL, whose methods are hidden from type checkers by its mixins
     """A small `AutoencoderKL` with seeded weights; downsampling 2^(len(block_channels) - 1).
 
     The log-variance starts at -6: with diffusers' default of 0 the decoder sees little but noise
@@ -26,7 +27,7 @@ def new_autoencoder(
     levels = len(block_channels)
     with torch.random.fork_rng():  # the class initialises from the global generator
         torch.manual_seed(seed)
-        network = AutoencoderKL(
+        network: Any = AutoencoderKL(
             block_out_channels=block_channels,
             down_block_types=("DownEncoderBlock2D",) * levels,
             up_block_types=("UpDecoderBlock2D",) * levels,
@@ -49,7 +50,7 @@ class Reconstruction(nn.Module):
     One pass, because DDP averages gradients of what its `forward` computed.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL) -> None:
+    def __init__(self, autoencoder: Any) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 

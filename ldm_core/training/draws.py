@@ -36,4 +36,3 @@ def draw(seed: int, step: int, ids: Tensor, shape: tuple[int, ...], caption_drop
         v=random.uniform(seed, "interval", step, ids, ()),
         drop=random.uniform(seed, "caption-drop", step, ids, ()) < caption_drop,
     )
-

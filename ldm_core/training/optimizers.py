@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype, self.rank, self.world = dtype, rank, world
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every weight; all of them have a gradient."""
         for group in self.param_groups:
             weights: list[Tensor] = group["params"]

@@ -48,14 +48,23 @@ def image_tiny() -> Recipe:
         text=TextSection(tiny_width=16),
         encode=EncodeSection(shard_size=16, batch_size=8),
         train=TrainSection(
-            width=32, depth=2, heads=2, steps=8, batch_size=8, warmup_steps=2, log_every=2,
-            sample_every=4, checkpoint_every=4,
+            width=32,
+            depth=2,
+            heads=2,
+            steps=8,
+            batch_size=8,
+            warmup_steps=2,
+            log_every=2,
+            sample_every=4,
+            checkpoint_every=4,
         ),
         distill=DistillSection(
-            steps=4, guidance_steps=2, batch_size=8, teacher_substeps=2, log_every=1,
+            steps=4,
+            guidance_steps=2,
+            batch_size=8,
+            teacher_substeps=2,
+            log_every=1,
             checkpoint_every=2,
         ),
-        evaluate=EvaluateSection(
-            single_prompts=8, double_prompts=4, teacher_steps=4, batch_size=8
-        ),
+        evaluate=EvaluateSection(single_prompts=8, double_prompts=4, teacher_steps=4, batch_size=8),
     )

@@ -20,7 +20,7 @@ class FakeGenerator:
     default_steps = 4
     default_guidance = 1.0
     kind = "student"
-    lineage = {"teacher": "fedcba9876543210"}  # noqa: RUF012
+    lineage = {"teacher": "fedcba9876543210"}
 
     def __init__(self, uri: str, device: str) -> None:
         self.uri, self.device = uri, device
