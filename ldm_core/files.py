@@ -83,7 +83,7 @@ def remove(uri: str) -> None:
 
 
 def upload_folder(local: str | Path, uri: str) -> None:
-    """Copy a local folder to a URI, file by file (config files last, so that a half is no model)."""
+    """Copy a local folder to a URI file by file, JSON last, so that a half is no model."""
     files = sorted(p for p in Path(local).rglob("*") if p.is_file())
     for file in sorted(files, key=lambda p: p.suffix == ".json"):
         write_bytes(join(uri, file.relative_to(local).as_posix()), file.read_bytes())
