@@ -179,7 +179,7 @@ def print_scores(scores: Scores) -> None:
     for kind in scores.kinds:
         trials = next(row.trials for row in scores.rows if row.kind == kind)
         title = f"{kind} scenes: % right of {trials}; intervals are in scores.json"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True)
         for attribute in scores.chance[kind]:
             table.add_column(attribute, justify="right")

@@ -26,7 +26,8 @@ from pipelines.report_pictures import (
     reconstructions,
     sample_pictures,
 )
-from pipelines.scores import ATTRIBUTES, Scores
+from pipelines.scores import Scores
+from pipelines.scores_plot import PANELS
 from pipelines.stage import Record, read_record
 
 SAMPLES = 8  # pictures of the data
@@ -123,7 +124,8 @@ def _evaluate_words(recipe: Recipe, record: Record) -> tuple[str, str]:
 
 
 def _rate(count: int, record: Record, unit: str) -> str:
-    return f"{count / max(record.seconds, 1e-9):.0f} {unit}/s"
+    rate = count / max(record.seconds, 1e-9)
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
 
 
 STAGES: tuple[tuple[str, str, str, Callable[[Recipe, Record], tuple[str, str]]], ...] = (
@@ -177,21 +179,21 @@ def _evaluation(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def in_short(scores: Scores) -> str:
-    """The hardest attribute that was scored, of the teacher and of the student's most steps."""
-    kind = scores.kinds[-1]
-    what = {"single": "the color of one object", "double": "both of two objects"}[kind]
+    """What matters most, of the teacher and of the student at its most steps."""
     sentences = []
     for source in ("teacher", "student"):
         entries = [entry for entry in scores.entries if entry.source == source]
-        if not entries:
-            continue
-        row = scores.find(entries[-1].name, kind, ATTRIBUTES[kind][0])
-        assert row is not None
-        sentences.append(
-            f"With {entries[-1].steps} steps the {source} gets {what} right in "
-            f"{100 * row.rate:.0f} % of {row.trials} pictures ({100 * row.low:.0f} to "
-            f"{100 * row.high:.0f} %), {scores.seconds_per_picture[entries[-1].name]:.2g} s each."
-        )
+        for entry in entries[-1:]:
+            found = [
+                f"{attribute} {100 * row.rate:.0f} % ({100 * row.low:.0f} to {100 * row.high:.0f})"
+                for kind, attribute, _ in PANELS
+                if (row := scores.find(entry.name, kind, attribute))
+            ]
+            seconds = scores.seconds_per_picture[entry.name]
+            sentences.append(
+                f"The {source} in {entry.steps} steps gets right: {', '.join(found)}; "
+                f"a picture takes {seconds:.2g} s."
+            )
     return " ".join(sentences)
 
 
