@@ -137,9 +137,8 @@ def test_weights_missing_cut_short_or_of_another_network(uri):
 def test_a_changed_autoencoder_is_refused_with_both_digests(tmp_path):
     def train_autoencoder(seed: int) -> str:
         torch.manual_seed(seed)
-        AutoencoderKL(
-            block_out_channels=(8,), latent_channels=3, norm_num_groups=4
-        ).save_pretrained(tmp_path / "autoencoder")
+        module = AutoencoderKL(block_out_channels=(8,), latent_channels=3, norm_num_groups=4)
+        module.save_pretrained(tmp_path / "autoencoder")
         return load_autoencoder(str(tmp_path / "autoencoder")).digest
 
     tiny_project(tmp_path)

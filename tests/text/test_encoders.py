@@ -28,6 +28,7 @@ from ldm_core.text.encoders import load_clip, load_t5
 from ldm_core.text.tiny import build_tiny_text_encoders
 
 WIDTH = 16
+T5_SHAPE = {"d_model": WIDTH, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
 CAPTIONS = ["a red cat", "a dog", "", "two blue cats and a very large red dog on white"]
 
 
@@ -156,8 +157,6 @@ def test_from_a_bucket(folders, s3):
 class TestPublishedLayouts:
     """The configurations the published models come with, at toy size."""
 
-    shape = {"d_model": WIDTH, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
-
     @staticmethod
     def save(model, tokenizer_of: Path, folder: Path) -> Path:
         torch.manual_seed(3)
@@ -193,7 +192,7 @@ class TestPublishedLayouts:
 
     def test_t5_with_its_decoder(self, folders, tmp_path):
         vocabulary = len(AutoTokenizer.from_pretrained(folders[0]))
-        config = T5Config(vocab_size=vocabulary, decoder_start_token_id=0, **self.shape)
+        config = T5Config(vocab_size=vocabulary, decoder_start_token_id=0, **T5_SHAPE)
         model = T5ForConditionalGeneration(config)
         folder = self.save(model, folders[0], tmp_path)
         assert_tokens_are(load_t5(str(folder)), *hidden(model.encoder, folder))
@@ -203,7 +202,7 @@ class TestPublishedLayouts:
     )
     def test_relatives_of_t5(self, folders, tmp_path, config: Callable, kind: Callable):
         vocabulary = len(AutoTokenizer.from_pretrained(folders[0]))
-        model = kind(config(vocab_size=vocabulary, **self.shape))
+        model = kind(config(vocab_size=vocabulary, **T5_SHAPE))
         folder = self.save(model, folders[0], tmp_path)
         assert_tokens_are(load_t5(str(folder)), *hidden(model, folder))
 

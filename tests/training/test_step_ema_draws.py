@@ -124,7 +124,7 @@ class TestStep:
         }
         for good in (False, False, True, False, False):  # never three in a row
             step(losses[good], 1e-3)
-        with pytest.raises(UserError, match="3 steps in a row .* learning rate"):
+        with pytest.raises(UserError, match=r"3 steps in a row .* learning rate"):
             step(losses[False], 1e-3)
         assert step.skipped == 5
 
