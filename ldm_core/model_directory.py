@@ -17,7 +17,16 @@ from torch import Tensor
 
 from ldm_core.backbones.dit import DiT, DiTConfig
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, exists, is_remote, join, read_bytes, read_json, write_bytes
+from ldm_core.files import (
+    absolute,
+    exists,
+    is_remote,
+    join,
+    read_bytes,
+    read_json,
+    remove,
+    write_bytes,
+)
 
 WEIGHTS = "model.safetensors"
 
@@ -79,6 +88,8 @@ def save_model(uri: str, config: ModelConfig, weights: dict[str, Tensor], card: 
         for ref in [getattr(config, name)]
     }
     config = config.model_copy(update=stored)
+    for stale in ("record.json", "config.json"):  # no old word stands beside new weights
+        remove(join(uri, stale))
     write_bytes(join(uri, WEIGHTS), data)
     write_bytes(join(uri, "README.md"), card.encode())
     write_bytes(join(uri, "config.json"), (config.model_dump_json(indent=2) + "\n").encode())

@@ -198,13 +198,17 @@ class DistillationLosses:
         )
 
     def _shortcut(self, x0: Tensor, draws: Draws, cond: TextCondition) -> Tensor:
-        halvings = 1 + int(draws.v[0] < 0.5) if self.section.student_steps >= 4 else 1
-        x_t, t, r = self._leap(x0, draws, max(1, self.section.student_steps >> halvings))
+        levels = self.section.student_steps.bit_length() - 1
+        halvings = 1 + (draws.v * levels).floor().clamp(max=levels - 1)  # a sample's own: (B,)
+        x_t, t, r = self._leap(x0, draws, self.section.student_steps / 2**halvings)
         return shortcut_loss(self.student, self.averaged, x_t, t, r, cond)
 
-    def _leap(self, x0: Tensor, draws: Draws, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _leap(
+        self, x0: Tensor, draws: Draws, steps: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x_t, t, r of one of the `steps` leaps of a student's grid, each equally likely."""
-        index = (draws.u * steps).floor().clamp(max=steps - 1).to(x0)
+        steps = torch.as_tensor(steps).to(x0)
+        index = torch.minimum((draws.u.to(x0) * steps).floor(), steps - 1)
         t, r = (index + 1) / steps, index / steps
         return add_noise(self.teacher.process, x0, draws.eps.to(x0), t), t, r
 

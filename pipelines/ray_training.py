@@ -24,7 +24,7 @@ from ldm_core.files import absolute, filesystem, is_remote, join, remove
 from pipelines.progress import Progress
 from pipelines.ray_runtime import start
 from pipelines.recipes.schema import Recipe, Workers
-from pipelines.stage import Context
+from pipelines.stage import Context, checkpoint_place
 from pipelines.tracking import Run
 
 STATE = "state.pt"
@@ -75,15 +75,14 @@ def fit(
     """Run `worker` on every worker to the end and return what the first one returned.
 
     A killed worker, or the same command after a killed driver, goes on from the last checkpoint:
-    they lie under the recipe's root until the product is written.
+    they lie under the recipe's root until the stage is recorded (`run_stage` removes them).
 
     Raises:
         UserError: raised by a worker, or the cause of a failure that the retries did not mend.
     """
     start(context.options.verbose)
     _check_resources(workers)
-    folder = join(context.recipe.root, "checkpoints")
-    name = f"{context.product.rsplit('/', 1)[-1]}-{context.digest}"
+    folder, name = checkpoint_place(context.recipe, context.product, context.digest)
     if context.options.force:
         remove(join(folder, name))  # else Ray Train would go on from the end
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
@@ -112,7 +111,6 @@ def fit(
             result = trainer.fit()
         except Exception as error:
             raise _cause(error) from error
-    remove(join(folder, name))
     return dict(cast(Any, result).return_value or {})
 
 
@@ -184,7 +182,9 @@ def restore() -> dict[str, Any] | None:
     if checkpoint is None:
         return None
     with checkpoint.as_directory() as folder:
-        state: dict[str, Any] = torch.load(Path(folder, STATE), weights_only=True)
+        state: dict[str, Any] = torch.load(
+            Path(folder, STATE), weights_only=True, map_location="cpu"
+        )
     return state
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ldm_core.files import exists, join, read_json, write_json
+from ldm_core.files import exists, join, read_json, remove, write_json
 from pipelines.progress import Progress
 from pipelines.recipes.schema import Recipe
 from pipelines.tracking import Run, track
@@ -64,6 +64,11 @@ def read_record(product: str) -> Record | None:
     return Record.model_validate(read_json(uri)) if exists(uri) else None
 
 
+def checkpoint_place(recipe: Recipe, product: str, digest: str) -> tuple[str, str]:
+    """Folder and name of a stage's checkpoints, which outlive everything but its record."""
+    return join(recipe.root, "checkpoints"), f"{product.rsplit('/', 1)[-1]}-{digest}"
+
+
 def run_stage(
     recipe: Recipe,
     stage: str,
@@ -107,5 +112,6 @@ def run_stage(
         summary=summary,
     )
     write_json(join(product, "record.json"), record.model_dump(mode="json"))
+    remove(join(*checkpoint_place(recipe, product, digest)))
     print(f"[{stage}] done in {seconds:.0f}s: {product}  (MLflow run {run.id})", flush=True)
     return record

@@ -141,6 +141,15 @@ class DistillSection(Section):
     compile: bool = False
     workers: Workers = Workers()
 
+    @model_validator(mode="after")
+    def _halves(self) -> "DistillSection":
+        if self.student_steps & (self.student_steps - 1):
+            raise ValueError(
+                f"student_steps {self.student_steps} is not a power of two: longer leaps are "
+                "learned from two of half their length"
+            )
+        return self
+
 
 class EvaluateSection(Section):
     """Stage 5: pictures for fixed prompts at fixed seeds, scored by the verifier."""
