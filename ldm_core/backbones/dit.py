@@ -1,7 +1,8 @@
-"""A text-conditioned latent diffusion transformer: captions and patches in one stream of blocks.
+"""A text-conditioned latent diffusion transformer: patches that read a refined caption.
 
-DiT's adaptive layer norm (Peebles & Xie 2023, Sec. 3.2), joint caption tokens as in MMDiT
-(Esser et al. 2024, Sec. 4) but with shared weights, RMSNorm, QK-norm, SwiGLU and axial RoPE.
+DiT's adaptive layer norm (Peebles & Xie 2023, Sec. 3.2), RMSNorm, QK-norm, SwiGLU and axial RoPE.
+Captions first pass a few blocks of their own, as in Lumina-Image 2.0 (Qin et al. 2025); every image
+block then has them as further keys and values in its one attention. They do not depend on x_t or t.
 
 Shapes: B batch, C channels, H x W latent size, p patch size, N = HW/p^2 image tokens, L caption
 tokens, D width.
@@ -12,7 +13,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from ldm_core.backbones.layers import (
@@ -22,7 +23,6 @@ from ldm_core.backbones.layers import (
     SwiGLU,
     TimeEmbedding,
     axial_rotary,
-    prepend_unrotated,
 )
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.errors import UserError
@@ -39,6 +39,7 @@ class DiTConfig(BaseModel):
         mlp_ratio: hidden width of the SwiGLU over `width`, rounded up to a multiple of 8.
         text_width: channels of a caption token.
         pooled_width: channels of the pooled caption vector.
+        text_depth: blocks that refine the caption.
         flow_map: whether it takes a second time r and predicts the average velocity over [r, t].
     """
 
@@ -53,6 +54,7 @@ class DiTConfig(BaseModel):
     mlp_ratio: float = 8 / 3
     text_width: PositiveInt
     pooled_width: PositiveInt
+    text_depth: NonNegativeInt = 2
     flow_map: bool = False
 
     def model_post_init(self, _: object) -> None:
@@ -82,14 +84,30 @@ class Block(nn.Module):
         self.modulation = nn.Linear(config.width, 6 * config.width)
 
     def forward(
-        self, x: Tensor, condition: Tensor, table: RotaryTable, mask: Tensor | None
+        self, x: Tensor, condition: Tensor, table: RotaryTable, text: Tensor, mask: Tensor
     ) -> Tensor:
-        """`x` (B, N, D), `condition` (B, 1, D) already through SiLU -> (B, N, D)."""
+        """`x` (B, N, D), `condition` (B, 1, D) already through SiLU, `text` (B, L, D) -> `x`."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, -1)
         y = self.attention_norm(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * self.attention(y, table, mask)
+        x = x + gate_a * self.attention(y, mask, table, text)
         y = self.mlp_norm(x) * (1 + scale_m) + shift_m
         return x + gate_m * self.mlp(y)
+
+
+class TextBlock(nn.Module):
+    """Attention and MLP over a caption's tokens, which carry their order in their embeddings."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = Attention(config.width, config.heads)
+        self.mlp_norm = RMSNorm(config.width)
+        self.mlp = SwiGLU(config.width, config.hidden)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x = x + self.attention(self.attention_norm(x), mask)
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class DiT(nn.Module):
@@ -100,8 +118,11 @@ class DiT(nn.Module):
         self.config = config
         patch = config.in_channels * config.patch_size**2
         self.patch_embedding = nn.Linear(patch, config.width)
+        self.position_embedding = nn.Linear(config.width, config.width, bias=False)
         self.text_norm = RMSNorm(config.text_width)
         self.text_embedding = nn.Linear(config.text_width, config.width)
+        self.text_blocks = nn.ModuleList(TextBlock(config) for _ in range(config.text_depth))
+        self.memory_norm = RMSNorm(config.width, scale=False)
         self.pooled_norm = RMSNorm(config.pooled_width)
         self.pooled_embedding = nn.Linear(config.pooled_width, config.width)
         self.time_embedding = TimeEmbedding(config.width)
@@ -121,6 +142,9 @@ class DiT(nn.Module):
                     nn.init.zeros_(module.bias)
         closed = [block.modulation for block in self.modules() if isinstance(block, Block)]
         closed += [self.final_modulation, self.final]
+        for block in self.modules():
+            if isinstance(block, TextBlock):
+                closed += [block.attention.out, block.mlp.out]
         if self.interval_embedding is not None:
             closed.append(self.interval_embedding.out)
         for linear in closed:
@@ -143,22 +167,29 @@ class DiT(nn.Module):
         Raises:
             UserError: H or W is not a multiple of the patch size.
         """
-        p, length = self.config.patch_size, cond.tokens.shape[1]
+        p = self.config.patch_size
         image_tokens(self.config, x_t.shape[-2:])
         h, w = x_t.shape[-2] // p, x_t.shape[-1] // p
-        image = rearrange(x_t, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
-        x = torch.cat(
-            [self.text_embedding(self.text_norm(cond.tokens)), self.patch_embedding(image)], dim=1
-        )  # (B, L + N, D)
+        text = self._refine(cond)  # (B, L, D)
+        patches = rearrange(x_t, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+        waves = torch.cat(axial_rotary(h, w, self.config.width, x_t.device), dim=-1)  # (N, D)
+        x = self.patch_embedding(patches) + self.position_embedding(waves.to(patches.dtype))
         condition = F.silu(self._condition(t, r, cond))[:, None]  # (B, 1, D)
-        head_width = self.config.width // self.config.heads
-        table = prepend_unrotated(axial_rotary(h, w, head_width, x.device), length)
-        mask = _attention_mask(cond.mask, h * w, x.dtype)
+        table = axial_rotary(h, w, self.config.width // self.config.heads, x_t.device)
+        mask = _attention_mask(F.pad(cond.mask, (0, h * w), value=True), x_t.dtype)
         for block in self.blocks:
-            x = block(x, condition, table, mask)
+            x = block(x, condition, table, text, mask)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
-        image = self.final(self.final_norm(x[:, length:]) * (1 + scale) + shift)
-        return rearrange(image, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
+        patches = self.final(self.final_norm(x) * (1 + scale) + shift)
+        return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
+
+    def _refine(self, cond: TextCondition) -> Tensor:
+        """What the image blocks read, (B, L, D)."""
+        text = self.text_embedding(self.text_norm(cond.tokens))
+        mask = _attention_mask(cond.mask, cond.tokens.dtype)
+        for block in self.text_blocks:
+            text = block(text, mask)
+        return self.memory_norm(text)
 
     def _condition(self, t: Tensor, r: Tensor | None, cond: TextCondition) -> Tensor:
         """What modulates every block: times and pooled caption, (B, D)."""
@@ -194,18 +225,21 @@ def forward_flops(
     `latent_size` defaults to the config's. A training step is three times this.
     """
     n = image_tokens(config, latent_size or config.latent_size)
-    d, total = config.width, n + text_tokens
+    d, length = config.width, text_tokens
     per_token = 4 * d * d + 3 * d * config.hidden  # qkv and out; SwiGLU
-    attention = 2 * total * total * d  # logits and weighted values
-    block = total * per_token + attention + 6 * d * d
+    block = n * per_token + length * 2 * d * d + 2 * n * (length + n) * d + 6 * d * d
+    text_block = length * per_token + 2 * length * length * d
     patch = config.in_channels * config.patch_size**2
     times = (1 + config.flow_map) * (2 * TimeEmbedding.pairs * d + d * d)
-    ends = 2 * n * patch * d + text_tokens * config.text_width * d + config.pooled_width * d
-    return 2 * (config.depth * block + ends + times + 2 * d * d)
+    ends = n * (2 * patch + d) * d + length * config.text_width * d + config.pooled_width * d
+    blocks = config.depth * block + config.text_depth * text_block
+    return 2 * (blocks + ends + times + 2 * d * d)
 
 
-def _attention_mask(text_mask: Tensor, image_count: int, dtype: torch.dtype) -> Tensor:
-    """0 for keys that may be attended to and -inf for padding: (B, 1, 1, L + N)."""
-    visible = F.pad(text_mask, (0, image_count), value=True)
+def _attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the logits, (B, 1, 1, K): 0 for visible keys (B, K), else very negative.
+
+    Not -inf, so that a caption without a single token gives numbers, which nobody then looks at.
+    """
     zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return zeros.masked_fill(~visible, -math.inf)[:, None, None]
+    return zeros.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]

@@ -48,12 +48,6 @@ def axial_rotary(height: int, width: int, head_width: int, device: torch.device)
     return angles.cos(), angles.sin()
 
 
-def prepend_unrotated(table: RotaryTable, count: int) -> RotaryTable:
-    """The same table with `count` tokens in front that no position turns (angle 0)."""
-    cosines, sines = table
-    return F.pad(cosines, (0, 0, count, 0), value=1.0), F.pad(sines, (0, 0, count, 0))
-
-
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Turn the pair (x_i, x_{i + K/2}) of every head by its token's angle: (B, H, N, K)."""
     cosines, sines = (part.to(x.dtype) for part in table)
@@ -62,7 +56,7 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with normalised queries and keys (Henry et al. 2020)."""
+    """Multi-head attention with normalised queries and keys (Henry et al. 2020)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -72,14 +66,39 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(width // heads)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, table: RotaryTable, mask: Tensor | None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `mask` is added to the logits, broadcast to (B, H, N, N)."""
-        q, k, v = rearrange(
-            self.qkv(x), "b n (three h k) -> three b h n k", three=3, h=self.heads
-        ).unbind(0)
-        q, k = rotate(self.query_norm(q), table), rotate(self.key_norm(k), table)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        table: RotaryTable | None = None,
+        memory: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `x` to `x`, and to `memory` if there is one.
+
+        Args:
+            x: (B, N, D).
+            mask: added to the logits, broadcast to (B, H, N, N), or (B, H, N, L + N).
+            table: turns the queries and keys of `x`, N rows.
+            memory: (B, L, D) tokens that are only read; they have no position.
+
+        Returns:
+            (B, N, D).
+        """
+        q, k, v = self._heads(self.qkv(x), 3)
+        q, k = self.query_norm(q), self.key_norm(k)
+        if table is not None:
+            q, k = rotate(q, table), rotate(k, table)
+        if memory is not None:
+            weight = self.qkv.weight[x.shape[-1] :]  # without the queries' rows
+            memory_k, memory_v = self._heads(F.linear(memory, weight), 2)
+            k = torch.cat([self.key_norm(memory_k), k], dim=2)  # (B, H, L + N, K)
+            v = torch.cat([memory_v, v], dim=2)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(rearrange(y, "b h n k -> b n (h k)"))
+
+    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, N, parts * D) -> `parts` tensors of (B, H, N, K)."""
+        return rearrange(x, "b n (part h k) -> part b h n k", part=parts, h=self.heads).unbind(0)
 
 
 class SwiGLU(nn.Module):

@@ -139,7 +139,9 @@ def muon_and_adamw(
         rank=rank,
         world=world,
     )
-    return Optimizers(muon, torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95)))
+    return Optimizers(
+        muon, torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    )
 
 
 def hidden_matrices(blocks: nn.Module) -> list[Tensor]:

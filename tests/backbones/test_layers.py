@@ -1,11 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ldm_core.backbones.layers import (
+    Attention,
     RMSNorm,
     TimeEmbedding,
     axial_rotary,
-    prepend_unrotated,
     rotate,
 )
 
@@ -23,11 +24,21 @@ def test_rotary_logits_depend_on_the_offset_only():
     assert not torch.allclose(logits[0, 0], logits[0, 1])
 
 
-def test_rotary_keeps_lengths_and_unrotated_tokens():
-    x = torch.randn(2, 3, 5 + 6, 8)
-    turned = rotate(x, prepend_unrotated(axial_rotary(2, 3, 8, CPU), 5))
-    assert torch.equal(turned[:, :, :5], x[:, :, :5])
+def test_rotary_keeps_lengths():
+    x = torch.randn(2, 3, 6, 8)
+    turned = rotate(x, axial_rotary(2, 3, 8, CPU))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+
+
+def test_memory_is_attended_to_like_tokens_at_no_angle():
+    """With keys and values of its own, and no queries: as the plain attention over all of them."""
+    torch.manual_seed(0)
+    attention = Attention(16, 2).double()
+    x, memory = torch.randn(3, 6, 16).double(), torch.randn(3, 4, 16).double()
+    cosines, sines = axial_rotary(2, 3, 8, CPU)
+    padded = (F.pad(cosines, (0, 0, 4, 0), value=1.0), F.pad(sines, (0, 0, 4, 0)))
+    joint = attention(torch.cat([memory, x], dim=1), table=padded)[:, 4:]
+    torch.testing.assert_close(attention(x, None, (cosines, sines), memory), joint)
 
 
 def test_the_centre_keeps_its_angles():
