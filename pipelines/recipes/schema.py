@@ -4,6 +4,7 @@ A recipe is a Python function that returns a `Recipe` (see `pipelines/recipes/`)
 its own section and the URIs of the products before it; `--set section.field=value` overrides.
 """
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +24,16 @@ class Workers(Section):
     count: int = Field(2, ge=1)
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
+
+
+def check_shares(batch_size: int, workers: Workers) -> None:
+    """Every worker takes the same share of a batch: their gradients are averaged as equals."""
+    if batch_size % workers.count:
+        near = math.ceil(batch_size / workers.count) * workers.count
+        raise ValueError(
+            f"batch_size {batch_size} does not divide among workers.count {workers.count}: try "
+            f"batch_size {near} or another workers.count"
+        )
 
 
 class AutoencoderSection(Section):
@@ -57,6 +68,11 @@ class AutoencoderSection(Section):
                 f"downsampling {self.downsampling} needs log2 of it + 1 block_channels, "
                 f"got {len(self.block_channels)}: {self.block_channels}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shares(self) -> "AutoencoderSection":
+        check_shares(self.batch_size, self.workers)
         return self
 
 
@@ -116,6 +132,11 @@ class TrainSection(Section):
     compile: bool = False
     workers: Workers = Workers()
 
+    @model_validator(mode="after")
+    def _shares(self) -> "TrainSection":
+        check_shares(self.batch_size, self.workers)
+        return self
+
 
 class DistillSection(Section):
     """Stage 4: teacher + store -> a few-step student with the guidance folded in.
@@ -148,6 +169,11 @@ class DistillSection(Section):
                 f"student_steps {self.student_steps} is not a power of two: longer leaps are "
                 "learned from two of half their length"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shares(self) -> "DistillSection":
+        check_shares(self.batch_size, self.workers)
         return self
 
 

@@ -85,6 +85,9 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("train --set train.steps=many", ("train.steps is 'many'", "integer")),
         ("train --set train.steps=[1", ("train.steps=[1", "YAML")),
         ("train --set autoencoder.block_channels=[8]", ("autoencoder: downsampling 4", "(8,)")),
+        ("train --set train.workers.count=5", ("train: batch_size 32", "count 5", "batch_size 35")),
+        ("distill --set distill.batch_size=9", ("distill: batch_size 9", "count 2")),
+        ("autoencoder --set autoencoder.workers.count=3", ("autoencoder: batch_size 16",)),
         ("train --set precision=fp8 --set size=1", ("precision is 'fp8'", "size is 1")),
         ("train --stesp 3", ("--stesp", "ldm train --help")),
         ("trian", ("trian", "train")),
@@ -168,7 +171,7 @@ def test_a_mistake_found_by_a_ray_task_is_the_users(capsys):
 
 def test_show_prints_what_can_be_passed_again(ldm, tmp_path):
     assert [line.split()[0] for line in ldm("show").stdout.splitlines()] == list(RECIPES)
-    words = ["--root", "elsewhere", "--set", "train.steps=5", "--set", "train.workers={count: 3}"]
+    words = ["--root", "elsewhere", "--set", "train.steps=5", "--set", "train.workers={count: 4}"]
     words += [
         "--set",
         "evaluate.student_steps=[1, 8]",
@@ -180,7 +183,7 @@ def test_show_prints_what_can_be_passed_again(ldm, tmp_path):
     words += ["--set", "distill.learning_rate=1e-4", "--set", "tracking_uri=null"]
     first = ldm("show", "image-tiny", *words)
     shown = json.loads(first.stdout)
-    assert shown["train"]["workers"] == {"count": 3, "cpus": 1.0, "gpus": 0.0}
+    assert shown["train"]["workers"] == {"count": 4, "cpus": 1.0, "gpus": 0.0}
     assert shown["evaluate"]["student_steps"] == [1, 8]
     assert (shown["name"], shown["root"], shown["tracking_uri"]) == ("7", "elsewhere", None)
     assert shown["distill"]["learning_rate"] == 1e-4
