@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import ray.train.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from ldm_core.autoencoders.autoencoder import load_autoencoder
@@ -20,8 +21,10 @@ from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
 from ldm_core.diffusion.timesteps import linear_grid, logit_normal
+from ldm_core.errors import UserError
 from ldm_core.generation import grid_image
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
+from ldm_core.latents.manifest import Manifest
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.media.decode import to_image
@@ -35,7 +38,8 @@ from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.cards import teacher_card
 from pipelines.ray_training import Job, Meter, fit, restore, save
-from pipelines.recipes.schema import Recipe
+from pipelines.recipe_options import describe_errors
+from pipelines.recipes.schema import Recipe, TrainSection
 from pipelines.stage import Context, Options, Record, run_stage
 from pipelines.tracking import register_model
 
@@ -50,11 +54,12 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record:
     """Train the teacher on the newest published version of the recipe's store.
 
     Raises:
-        UserError: no published version.
+        UserError: no published version, or a width or patch size that does not fit its latents.
     """
     recipe = recipe.located()
     version = LatentStore(recipe.product("latents")).open_version()
     section = recipe.train
+    check_sizes(section, version.manifest)
 
     def work(context: Context) -> dict[str, Any]:
         manifest = version.manifest
@@ -86,10 +91,25 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record:
     )
 
 
-def backbone_config(recipe: Recipe, reader: LatentReader) -> DiTConfig:
-    """The transformer that fits the store's latents and embeddings."""
-    channels, height, width = reader.shape
-    section = recipe.train
+def check_sizes(section: TrainSection, manifest: Manifest) -> None:
+    """Refuse here, not in a worker, a transformer that does not fit the store's latents.
+
+    Raises:
+        UserError: a width, number of heads or patch size that does not divide.
+    """
+    for bucket in manifest.buckets:
+        height, width, _ = (int(side) // manifest.downsampling for side in bucket.split("x"))
+        try:  # the manifest does not know the embeddings' widths, and any of them would do
+            backbone_config(section, (manifest.channels, height, width), 1, 1)
+        except ValidationError as error:
+            raise UserError(f"train: {describe_errors(error)}") from error
+
+
+def backbone_config(
+    section: TrainSection, latent: tuple[int, ...], text_width: int, pooled_width: int
+) -> DiTConfig:
+    """The transformer that fits latents (C, h, w) and embeddings of these widths."""
+    channels, height, width = latent
     return DiTConfig(
         in_channels=channels,
         latent_size=(height, width),
@@ -97,9 +117,14 @@ def backbone_config(recipe: Recipe, reader: LatentReader) -> DiTConfig:
         width=section.width,
         depth=section.depth,
         heads=section.heads,
-        text_width=reader.token_width,
-        pooled_width=reader.pooled_width,
+        text_width=text_width,
+        pooled_width=pooled_width,
     )
+
+
+def fitting(section: TrainSection, reader: LatentReader) -> DiTConfig:
+    """The transformer that fits what the reader reads."""
+    return backbone_config(section, reader.shape, reader.token_width, reader.pooled_width)
 
 
 def worker(config: dict[str, Job]) -> dict[str, Any]:
@@ -113,7 +138,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     null = reader.null_condition().to(device)
 
     torch.manual_seed(recipe.seed)  # the same initial weights on every worker
-    network = DiT(backbone_config(recipe, reader)).to(device)
+    network = DiT(fitting(section, reader)).to(device)
     dtype = compute_dtype(device, recipe.precision)
     optimizers = muon_and_adamw(
         network,
@@ -220,7 +245,7 @@ class Preview:
         rows = np.arange(min(PREVIEWS, len(reader)))
         self.batch = reader.batch(rows, np.zeros_like(rows), job.recipe.seed)
         self.autoencoder = load_autoencoder(job.recipe.autoencoder_uri, device)
-        self.network = DiT(backbone_config(job.recipe, reader)).to(device).eval()
+        self.network = DiT(fitting(job.recipe.train, reader)).to(device).eval()
         job.run.document(self.batch.captions, "preview-captions.json")
 
     @torch.no_grad()

@@ -112,6 +112,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(ldm, tmp_path, words, named):
     assert files_under(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("width=36", ("train: width 36", "heads (2)", "try width 40")),
+        ("heads=3", ("train: width 32", "heads (3)", "try width 36")),
+        ("patch_size=3", ("train: a latent of 4 x 4", "3 x 3")),
+    ],
+)
+def test_a_transformer_that_does_not_fit_the_latents(ldm, tmp_path, override, named):
+    small_store(tmp_path / "run" / "latents", shape=(2, 4, 4))
+    before = files_under(tmp_path)
+    words = ("image-tiny", "--root", "run", "--set", f"train.{override}")
+    assert_mistake(ldm("train", *words), *named)
+    assert files_under(tmp_path) == before
+
+
 def test_a_file_that_is_no_recipe(ldm, tmp_path):
     for text, named in (("{", "not JSON"), ("[]", "list"), ('{"name": "x"}', "data is missing")):
         (tmp_path / "my.json").write_text(text)
@@ -240,7 +256,7 @@ def test_dry_runs_write_nothing(ldm, tmp_path):
 
 
 def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp_path, monkeypatch):
-    small_store(tmp_path / "my run" / "latents")
+    small_store(tmp_path / "my run" / "latents", shape=(2, 4, 4))
     words = ("image-tiny", "--root", "my run", "--set", "seed=5")
 
     def done(recipe, stage, product, sections, inputs, work, options):
