@@ -61,6 +61,7 @@ def distill_student(recipe: Recipe, options: Options) -> Record:
     sections = {
         "distill": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
         "seed": recipe.seed,
+        "precision": recipe.precision,
     }
     inputs = {"teacher": digest, "latents_version": config.lineage["store_version"]}
     return run_stage(recipe, "distill", recipe.product("student"), sections, inputs, work, options)

@@ -61,6 +61,7 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
         "autoencoder": section.model_dump(mode="json", exclude={"workers", "checkpoint_every"}),
         "size": recipe.size,
         "seed": recipe.seed,
+        "precision": recipe.precision,
     }
     inputs = {"data": fingerprint(pictures)[:16]}
     return run_stage(

@@ -47,7 +47,6 @@ NOT_IN_DIGEST = frozenset(
     {"workers", "log_every", "sample_every", "checkpoint_every", "max_failures", "compile"}
 )
 PREVIEWS = 8
-PREVIEW_STEPS = 16
 
 
 def train_denoiser(recipe: Recipe, options: Options) -> Record:
@@ -79,6 +78,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record:
     sections = {
         "train": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
         "seed": recipe.seed,
+        "precision": recipe.precision,
     }
     return run_stage(
         recipe,
@@ -256,8 +256,8 @@ class Preview:
         eps = draw(seed, 0, self.batch.ids, self.reader.shape, 0.0).eps.to(self.device)
         denoiser = Denoiser(self.network, FlowProcess(), Prediction.VELOCITY)
         null = self.reader.null_condition().to(self.device)
-        guided = ClassifierFreeGuidance(denoiser, self.job.recipe.distill.guidance, null)
-        grid = linear_grid(PREVIEW_STEPS).to(self.device)
+        guided = ClassifierFreeGuidance(denoiser, self.job.recipe.train.guidance, null)
+        grid = linear_grid(self.job.recipe.train.sample_steps).to(self.device)
         x0 = sample_euler(guided, eps, grid, self.batch.condition.to(self.device)).cpu()
         pictures = to_image(self.autoencoder.decode(x0 * self.reader.std + self.reader.mean).cpu())
         self.job.run.image(grid_image(pictures), "samples", step)
@@ -277,8 +277,8 @@ def save_teacher(job: Job, version: StoreVersion, backbone: DiTConfig, ema: Ema)
         t5=Reference(uri=texts["t5"].uri, digest=texts["t5"].digest),
         clip=Reference(uri=texts["clip"].uri, digest=texts["clip"].digest),
         max_tokens=recipe.text.max_tokens,
-        steps=recipe.evaluate.teacher_steps,
-        guidance=recipe.distill.guidance,
+        steps=recipe.train.sample_steps,
+        guidance=recipe.train.guidance,
         lineage={
             "run": job.run.id,
             "store": version.store.uri,

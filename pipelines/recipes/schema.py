@@ -106,6 +106,7 @@ class TrainSection(Section):
         batch_size: samples per optimiser step, over all workers.
         learning_rate: of AdamW; Muon's update is scaled to match its RMS.
         timestep_mean, timestep_std: of the logit-normal draw; shift moves mass to more noise.
+        sample_steps, guidance: what the model draws with unless told otherwise, previews included.
         max_failures: worker failures Ray Train retries from the last checkpoint.
     """
 
@@ -125,6 +126,8 @@ class TrainSection(Section):
     timestep_std: float = Field(1.0, gt=0)
     timestep_shift: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
+    sample_steps: int = Field(32, ge=1)
+    guidance: float = Field(2.5, ge=1)
     log_every: int = Field(20, ge=1)
     sample_every: int = Field(400, ge=1)
     checkpoint_every: int = Field(200, ge=1)
