@@ -25,6 +25,7 @@ from ldm_core.distillation.shortcut import shortcut_loss
 from ldm_core.distillation.trajectory import euler_slope, trajectory_loss
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
+from ldm_core.latents.store import LatentStore
 from ldm_core.model_directory import ModelConfig, load_model, save_model
 from ldm_core.training.draws import Draws, draw
 from ldm_core.training.ema import Ema
@@ -45,13 +46,15 @@ def distill_student(recipe: Recipe, options: Options) -> Record:
     """Distil the recipe's teacher into a student.
 
     Raises:
-        UserError: no teacher.
+        UserError: no teacher, or its store no longer holds what it was trained on.
     """
     recipe = recipe.located()
     config, _, digest = load_model(recipe.product("teacher"))
     section = recipe.distill
+    latents = config.lineage["store_content"][:16]
 
     def work(context: Context) -> dict[str, Any]:
+        LatentStore(recipe.product("latents")).version_of(latents)  # refused here if it is gone
         context.run.tags({"parent.teacher": config.lineage["run"]})
         print(f"[distill] teacher {digest}, {section.steps} steps", flush=True)
         summary = fit(context, worker, section.workers, section.steps, section.max_failures)
@@ -63,7 +66,7 @@ def distill_student(recipe: Recipe, options: Options) -> Record:
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
-    inputs = {"teacher": digest, "latents_version": config.lineage["store_version"]}
+    inputs = {"teacher": digest, "latents": latents}
     return run_stage(recipe, "distill", recipe.product("student"), sections, inputs, work, options)
 
 

@@ -85,7 +85,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record:
         "train",
         recipe.product("teacher"),
         sections,
-        {"latents": version.manifest.content[:16], "latents_version": str(version.number)},
+        {"latents": version.manifest.content[:16]},
         work,
         options,
     )
@@ -219,9 +219,8 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
 
 
 def pinned_version(job: Job) -> StoreVersion:
-    """The store version the stage began with, also after a restart."""
-    store = LatentStore(job.recipe.product("latents"))
-    return store.open_version(int(job.inputs["latents_version"]))
+    """A store version of the content the stage began with, also after a restart."""
+    return LatentStore(job.recipe.product("latents")).version_of(job.inputs["latents"])
 
 
 def drop_captions(cond: TextCondition, null: TextCondition, drop: Tensor) -> TextCondition:
