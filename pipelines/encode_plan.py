@@ -5,7 +5,7 @@ from typing import Any
 
 from ldm_core.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, exists, filesystem, join
+from ldm_core.files import absolute, exists, file_sizes, join
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.schema import bucket_name, caption_digest
@@ -131,7 +131,7 @@ def _check_size(size: int, downsampling: int) -> None:
 
 
 def _images(recipe: Recipe, listing: Listing, encoder_digest: str) -> dict[str, Item]:
-    sizes = _file_sizes(recipe.data)
+    sizes = file_sizes(recipe.data)
     bucket = bucket_name(recipe.size, recipe.size)
     return {
         image.id: {
@@ -144,13 +144,6 @@ def _images(recipe: Recipe, listing: Listing, encoder_digest: str) -> dict[str, 
         }
         for image in listing.images
     }
-
-
-def _file_sizes(folder: str) -> dict[str, int]:
-    """Bytes of every file under the folder, by URI, from one listing."""
-    fs, root = filesystem(folder)
-    found = fs.find(root, detail=True)
-    return {fs.unstrip_protocol(path): int(info["size"]) for path, info in found.items()}
 
 
 def _refused(listing: Listing) -> dict[str, Item]:

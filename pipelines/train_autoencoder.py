@@ -23,7 +23,7 @@ from ldm_core.autoencoders.training import (
     psnr,
 )
 from ldm_core.errors import BadMedia, UserError
-from ldm_core.files import upload_folder
+from ldm_core.files import file_sizes, upload_folder
 from ldm_core.generation import grid_image
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.reader import SamplePlan, sample_key
@@ -38,6 +38,7 @@ from pipelines.stage import Context, Options, Record, run_stage
 
 HELD_OUT = 64
 STATISTICS = 512
+CACHE_BYTES = 2 << 30  # of decoded pictures, on every worker
 
 
 def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
@@ -51,10 +52,10 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
     if section.source != "train":
         print(f"[autoencoder] nothing to train: the recipe takes {section.source}", flush=True)
         return None
-    pictures = [image.id for image in list_captioned_images(recipe.data).images]
+    images, sizes = list_captioned_images(recipe.data).images, file_sizes(recipe.data)
 
     def work(context: Context) -> dict[str, Any]:
-        print(f"[autoencoder] {len(pictures)} pictures, {section.steps} steps", flush=True)
+        print(f"[autoencoder] {len(images)} pictures, {section.steps} steps", flush=True)
         return fit(context, worker, section.workers, section.steps, recipe.train.max_failures)
 
     sections = {
@@ -63,7 +64,7 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
-    inputs = {"data": fingerprint(pictures)[:16]}
+    inputs = {"data": fingerprint([(image.id, sizes.get(image.uri)) for image in images])[:16]}
     return run_stage(
         recipe, "autoencoder", recipe.product("autoencoder"), sections, inputs, work, options
     )
@@ -76,7 +77,7 @@ class Pictures:
         self.images = list_captioned_images(recipe.data).images
         self.size = recipe.size
         self._pool = ThreadPoolExecutor(4)
-        self._read = lru_cache(maxsize=50_000)(self._decode)
+        self._read = lru_cache(maxsize=CACHE_BYTES // (3 * self.size**2))(self._decode)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,6 +105,13 @@ class Pictures:
         raise UserError(f"none of the {len(self)} pictures can be decoded; see `ldm encode`")
 
 
+def split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, drawn from all: ids may be sorted by what they show."""
+    order = random.permutation(seed, 0, count)
+    held_out = min(HELD_OUT, max(1, count // 16))
+    return order[held_out:] if count > 1 else order, order[:held_out]
+
+
 def worker(config: dict[str, Job]) -> dict[str, Any]:
     """One Ray Train worker; returns the figures of the finished run."""
     job = config["job"]
@@ -111,8 +119,8 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world, device = context.get_world_rank(), context.get_world_size(), job.device()
     pictures = Pictures(recipe)
-    held_out = min(HELD_OUT, max(1, len(pictures) // 16))
-    plan = SamplePlan(recipe.seed, max(1, len(pictures) - held_out), section.batch_size)
+    rows, held_out = split(len(pictures), recipe.seed)
+    plan = SamplePlan(recipe.seed, len(rows), section.batch_size)
 
     network = new_autoencoder(
         section.block_channels,
@@ -135,7 +143,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     latent = (section.channels, *(recipe.size // section.downsampling,) * 2)
 
     def read(step: int) -> tuple[Tensor, Tensor]:
-        pixels, ids = pictures.batch(plan.rows_at(step, rank, world)[0])
+        pixels, ids = pictures.batch(rows[plan.rows_at(step, rank, world)[0]])
         return pixels.to(device), random.normal(recipe.seed, "posterior", step, ids, latent)
 
     meter = Meter()
@@ -170,19 +178,23 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
                 },
                 {"step": done},
             )
-    return _finish(job, network, pictures, held_out, device) if rank == 0 else {}
+    return _finish(job, network, pictures, rows, held_out, device) if rank == 0 else {}
 
 
 def _finish(
-    job: Job, network: Any, pictures: Pictures, held_out: int, device: torch.device
+    job: Job,
+    network: Any,
+    pictures: Pictures,
+    rows: np.ndarray,
+    held_out: np.ndarray,
+    device: torch.device,
 ) -> dict[str, float]:
     """Measure, keep the statistics in the config where diffusers keeps them, and save."""
     autoencoder = DiffusersAutoencoder(network, "", device)
+    some = rows[:STATISTICS]
     posteriors = [
-        autoencoder.encode(pictures.batch(rows)[0])
-        for rows in np.array_split(
-            np.arange(min(STATISTICS, len(pictures))), -(-min(STATISTICS, len(pictures)) // 64)
-        )
+        autoencoder.encode(pictures.batch(some[start : start + 64])[0])
+        for start in range(0, len(some), 64)
     ]
     mean, std = latent_statistics(
         Posterior(
@@ -191,7 +203,7 @@ def _finish(
         )
     )
     network.register_to_config(latents_mean=mean, latents_std=std)
-    pixels, _ = pictures.batch(np.arange(len(pictures) - held_out, len(pictures)))
+    pixels, _ = pictures.batch(held_out)
     decoded = autoencoder.decode(autoencoder.encode(pixels).mean).cpu()
     figures = {"psnr": float(psnr(pixels, decoded).mean()), "latent_std": float(np.mean(std))}
     job.run.metrics(figures, job.recipe.autoencoder.steps)
