@@ -22,8 +22,19 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def tracking_uri(recipe: Recipe) -> str:
-    """The recipe's, else MLFLOW_TRACKING_URI, else sqlite beside the products."""
-    return _chosen(recipe) or f"sqlite:///{_local_folder(recipe)}/mlflow.db"
+    """The recipe's, else MLFLOW_TRACKING_URI, else sqlite beside the products.
+
+    Raises:
+        UserError: the workers of a cluster would not reach that sqlite.
+    """
+    chosen = _chosen(recipe)
+    if not chosen and is_remote(recipe.root) and "RAY_ADDRESS" in os.environ:
+        raise UserError(
+            f"root {recipe.root} with RAY_ADDRESS={os.environ['RAY_ADDRESS']} needs an MLflow "
+            "server that the whole cluster reaches: set MLFLOW_TRACKING_URI, or "
+            "--set tracking_uri=http://HOST:5000"
+        )
+    return chosen or f"sqlite:///{_local_folder(recipe)}/mlflow.db"
 
 
 def _chosen(recipe: Recipe) -> str | None:
