@@ -5,7 +5,6 @@ verdicts and, of the first scenes of each kind, the pictures.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -94,7 +93,7 @@ class Result:
 def score_on_ray(job: Job, workers: Workers, verbose: bool) -> Iterator[Result]:
     """Draw and judge all rows on a pool of workers; results come as they are finished."""
     ray_runtime.start(verbose)
-    _check_room(workers)
+    ray_runtime.check_room("evaluate", workers.cpus, workers.gpus)
     rows = job.rows()
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         ScorePictures,  # type: ignore[arg-type]  # Ray makes it once in each worker
@@ -105,18 +104,6 @@ def score_on_ray(job: Job, workers: Workers, verbose: bool) -> Iterator[Result]:
     )
     for row in results.iter_rows():
         yield _result(row, job.size)
-
-
-def _check_room(workers: Workers) -> None:
-    """Ray waits without end for what a machine does not have; a cluster may still grow."""
-    have = ray.cluster_resources()
-    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
-        if each > have.get(kind, 0) and "RAY_ADDRESS" not in os.environ:
-            raise UserError(
-                f"an evaluation worker needs {each:g} {kind}, this machine has "
-                f"{have.get(kind, 0):g}: lower evaluate.workers.{kind.lower()}s, or set "
-                "RAY_ADDRESS to a larger cluster"
-            )
 
 
 def _result(row: Row, size: int) -> Result:

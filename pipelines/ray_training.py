@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ldm_core.errors import UserError
 from ldm_core.files import absolute, filesystem, is_remote, join, remove
 from pipelines.progress import Progress
-from pipelines.ray_runtime import start
+from pipelines.ray_runtime import check_room, start
 from pipelines.recipes.schema import Recipe, Workers
 from pipelines.stage import Context, checkpoint_place
 from pipelines.tracking import Run
@@ -81,7 +81,7 @@ def fit(
         UserError: raised by a worker, or the cause of a failure that the retries did not mend.
     """
     start(context.options.verbose)
-    _check_resources(workers)
+    check_room(context.stage, workers.count * workers.cpus, workers.count * workers.gpus)
     folder, name = checkpoint_place(context.recipe, context.product, context.digest)
     if context.options.force:
         remove(join(folder, name))  # else Ray Train would go on from the end
@@ -130,16 +130,6 @@ def _storage(folder: str) -> dict[str, Any]:
     fs, path = filesystem(folder)
     wrapped = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
     return {"storage_path": path, "storage_filesystem": wrapped}
-
-
-def _check_resources(workers: Workers) -> None:
-    have = ray.cluster_resources()
-    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
-        if workers.count * each > have.get(kind, 0):
-            raise UserError(
-                f"{workers.count} workers with {each:g} {kind} each need more than the cluster's "
-                f"{have.get(kind, 0):g} {kind}; lower workers.count or workers.{kind.lower()}s"
-            )
 
 
 @contextmanager

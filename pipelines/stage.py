@@ -41,6 +41,7 @@ class Context:
     """What a stage's work gets: its MLflow run, a progress bar, the digest of what decides it."""
 
     recipe: Recipe
+    stage: str
     run: Run
     digest: str
     product: str
@@ -97,7 +98,7 @@ def run_stage(
     start = time.monotonic()
     with track(recipe, stage, digest, parents={}) as run:
         run.tags({f"input.{name}": value for name, value in inputs.items()})
-        summary = work(Context(recipe, run, digest, product, inputs, options))
+        summary = work(Context(recipe, stage, run, digest, product, inputs, options))
         seconds = time.monotonic() - start
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         run.metrics({**numbers, "stage_seconds": seconds})

@@ -24,7 +24,6 @@ from ldm_core.latents.schema import caption_digest, decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
 from pipelines import encode_plan, encode_workers, ray_runtime
 from pipelines.encode_latents import _check_images, encode
-from pipelines.encode_on_ray import _check_room
 from pipelines.encode_plan import Job, make_plan
 from pipelines.encode_workers import EncodeImages, decode_shard, parts_of
 from pipelines.recipes.schema import AutoencoderSection, EncodeSection, Recipe, TextSection, Workers
@@ -315,13 +314,6 @@ def test_no_usable_file_is_the_users_mistake(recipe, ray_session, tmp_path):
     with pytest.raises(UserError, match="none of the 2 files could be used: 1 empty file, 1 not"):
         encode(mine, Options())
     assert LatentStore(mine.product("latents")).versions() == []
-
-
-@pytest.mark.ray
-def test_workers_the_machine_has_no_room_for(ray_session, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UserError, match=r"need 3 CPU of 2, 1 GPU of 0 .*encode\.workers\.gpus"):
-        _check_room(Workers(cpus=2, gpus=1))
 
 
 class TestWorkers:
