@@ -46,7 +46,7 @@ def _on_actors(
     """Map the shards over a pool that grows to `workers.count`, but not beyond the shards."""
     results = shards.map(
         actor,
-        fn_constructor_args=(job, max(1, int(workers.cpus))),
+        fn_constructor_args=(job, workers.threads, workers.device),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers.count, count)),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,

@@ -97,7 +97,7 @@ def score_on_ray(job: Job, workers: Workers, verbose: bool) -> Iterator[Result]:
     rows = job.rows()
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         ScorePictures,  # type: ignore[arg-type]  # Ray makes it once in each worker
-        fn_constructor_args=(job, max(1, int(workers.cpus)), "cuda" if workers.gpus else "cpu"),
+        fn_constructor_args=(job, workers.threads, workers.device),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers.count, len(rows))),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,

@@ -61,7 +61,7 @@ class Job:
         """This worker's device; a CPU worker also takes no more threads than its share."""
         if self.workers.gpus:
             return torch.device(ray.train.torch.get_device())
-        torch.set_num_threads(max(1, int(self.workers.cpus)))
+        torch.set_num_threads(self.workers.threads)
         return torch.device("cpu")
 
 

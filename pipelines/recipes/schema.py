@@ -25,6 +25,16 @@ class Workers(Section):
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
 
+    @property
+    def threads(self) -> int:
+        """Of each worker's torch."""
+        return max(1, int(self.cpus))
+
+    @property
+    def device(self) -> str:
+        """Where a worker computes: a GPU it was not given is somebody else's."""
+        return "cuda" if self.gpus else "cpu"
+
 
 def check_shares(batch_size: int, workers: Workers) -> None:
     """Every worker takes the same share of a batch: their gradients are averaged as equals."""

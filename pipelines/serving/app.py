@@ -53,7 +53,10 @@ def build_app(args: ServeArgs) -> serve.Application:
 def application(args: ServeArgs, load: Load = PictureGenerator.load) -> serve.Application:
     """The application around any `load(uri, device)` that returns a generator."""
     sampler = serve.deployment(**_sampler_options(args))(Sampler).bind(
-        model=args.model, cpus=args.workers.cpus, load=load
+        model=args.model,
+        threads=args.workers.threads,
+        device=args.workers.device,
+        load=load,
     )
     return serve.deployment(**_ingress_options())(Ingress).bind(
         sampler, name=args.model_id, max_pictures=args.max_pictures, max_steps=args.max_steps
