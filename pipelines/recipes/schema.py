@@ -203,14 +203,20 @@ class EvaluateSection(Section):
 
 
 class ServeSection(Section):
-    """Stage 6: the endpoint."""
+    """Stage 6: the endpoint.
+
+    Attributes:
+        max_queued_pictures: that wait beside those the replicas hold; more are refused (429).
+        max_batch_size: pictures drawn at once by a replica.
+        max_pictures, max_steps: the most one request may ask for.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(2, ge=1)
     target_ongoing_requests: int = Field(8, ge=1)
-    max_queued_requests: int = Field(64, ge=1)
+    max_queued_pictures: int = Field(64, ge=1)
     max_batch_size: int = Field(16, ge=1)
     batch_wait_s: float = Field(0.02, ge=0)
     max_pictures: int = Field(16, ge=1)
