@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ldm_core.files import exists, join, read_json, remove, write_json
+from pipelines.credentials import masked
 from pipelines.progress import Progress
 from pipelines.recipes.schema import Recipe
 from pipelines.tracking import Run, track
@@ -106,7 +107,7 @@ def run_stage(
         stage=stage,
         digest=digest,
         run_id=run.id,
-        tracking_uri=run.uri,
+        tracking_uri=masked(run.uri),
         product=product,
         inputs=dict(inputs),
         seconds=seconds,

@@ -16,6 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from ldm_core.errors import UserError
 from ldm_core.files import absolute, is_remote
+from pipelines.credentials import masked
 from pipelines.recipes.schema import Recipe
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -101,7 +102,7 @@ def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -
     """The stage's run: the unfinished one of the same digest if a kill left one, else a new one.
 
     Args:
-        recipe: logged in full as `recipe.json`.
+        recipe: logged in full as `recipe.json`, but for passwords.
         stage: name of the stage, also the run's name.
         digest: of everything that decides the result.
         parents: product name -> MLflow run id it came from; logged as tags.
@@ -115,7 +116,7 @@ def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -
         experiment_id = client.create_experiment(recipe.experiment, artifact_location=place)
     run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest))
     run.tags({"stage": stage, **{f"parent.{name}": value for name, value in parents.items()}})
-    run.document(recipe.model_dump(mode="json"), "recipe.json")
+    run.document(json.loads(masked(recipe.model_dump_json())), "recipe.json")
     try:
         yield run
     except BaseException:
@@ -169,6 +170,6 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
         return str(client.get_model_version(model, version).source)
     except (mlflow.exceptions.MlflowException, ValueError) as error:
         raise UserError(
-            f"the registry {client.tracking_uri} has no {uri} ({error}); set MLFLOW_TRACKING_URI "
-            "to the one that does, or pass the model's folder"
+            masked(f"the registry {client.tracking_uri} has no {uri} ({error}); ")
+            + "set MLFLOW_TRACKING_URI to the one that does, or pass the model's folder"
         ) from error

@@ -357,6 +357,7 @@ def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypat
     (tmp_path / "vae").mkdir()
     (tmp_path / "my.json").write_text(ldm("show", "image-tiny").stdout)
     words = ("my.json", "--root", "s3://b/run", "--set", "autoencoder.source=vae")
+    words += ("--set", "tracking_uri=https://me:hush@mlflow")
     result = ldm("submit", "encode", *words, "--force", "--pip", "emoji", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "hush" not in result.stdout
@@ -377,7 +378,8 @@ def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypat
     assert shlex.split(entrypoint)[1:] == [
         "-m", "pipelines.cli", "encode", "my.json",
         "--data", str(tmp_path / "demo" / "data"), "--root", "s3://b/run",
-        "--set", "autoencoder.source=vae", "--set", f"autoencoder.source={tmp_path / 'vae'}",
+        "--set", "autoencoder.source=vae", "--set", "tracking_uri=https://***@mlflow",
+        "--set", f"autoencoder.source={tmp_path / 'vae'}",
         "--force",
     ]  # fmt: skip
     far = ldm("submit", "train", "--address", "http://far:8265", "--dry-run").stdout

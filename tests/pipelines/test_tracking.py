@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from ldm_core.errors import UserError
+from pipelines import tracking
+from pipelines.commands import command
+from pipelines.credentials import masked
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
+from pipelines.stage import Options, run_stage
 from pipelines.tracking import tracking_uri
 
 
@@ -27,3 +32,28 @@ def test_a_cluster_that_works_on_a_bucket_needs_a_server(recipe, tmp_path, monke
         tracking_uri(in_bucket)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert tracking_uri(in_bucket) == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:hush@mlflow:5000/a@b", "https://***@mlflow:5000/a@b"),
+        ("--set tracking_uri=http://me:hu@sh@host x@y", "--set tracking_uri=http://***@host x@y"),
+        ('{"root": "s3://bucket", "to": "me@host"}', '{"root": "s3://bucket", "to": "me@host"}'),
+        ("sqlite:////project/me@home/mlflow.db", "sqlite:////project/me@home/mlflow.db"),
+    ],
+)
+def test_credentials_are_masked_and_nothing_else(text, shown):
+    assert masked(text) == shown
+
+
+def test_no_password_is_written_down(recipe, monkeypatch):
+    secret = recipe.model_copy(update={"tracking_uri": "http://me:hush@mlflow"})
+    here = MlflowClient(tracking_uri(recipe))
+    monkeypatch.setattr(tracking, "MlflowClient", lambda **_: here)  # that server is not there
+    product = recipe.product("teacher")
+    record = run_stage(secret, "train", product, {}, {}, lambda _: {}, Options())
+    artifact = Path(here.download_artifacts(record.run_id, "recipe.json")).read_text()
+    for text in (artifact, Path(product, "record.json").read_text(), command(secret, "train")):
+        assert "http://***@mlflow" in text
+        assert "hush" not in text
