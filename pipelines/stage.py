@@ -97,7 +97,7 @@ def run_stage(
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
     start = time.monotonic()
-    with track(recipe, stage, digest, parents={}) as run:
+    with track(recipe, stage, digest, product) as run:
         run.tags({f"input.{name}": value for name, value in inputs.items()})
         summary = work(Context(recipe, stage, run, digest, product, inputs, options))
         seconds = time.monotonic() - start

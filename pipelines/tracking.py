@@ -98,14 +98,14 @@ class Run:
 
 
 @contextmanager
-def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -> Iterator[Run]:
-    """The stage's run: the unfinished one of the same digest if a kill left one, else a new one.
+def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run]:
+    """The stage's run: the unfinished one of this product if a kill left one, else a new one.
 
     Args:
         recipe: logged in full as `recipe.json`, but for passwords.
         stage: name of the stage, also the run's name.
         digest: of everything that decides the result.
-        parents: product name -> MLflow run id it came from; logged as tags.
+        product: URI of what it makes: another root's run of the same digest is not this one's.
     """
     client = MlflowClient(tracking_uri=tracking_uri(recipe))
     experiment = client.get_experiment_by_name(recipe.experiment)
@@ -114,8 +114,7 @@ def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -
     else:  # MLflow's own choice for files beside a database is ./mlruns, wherever one happens to be
         place = None if _chosen(recipe) else f"{_local_folder(recipe)}/mlruns"
         experiment_id = client.create_experiment(recipe.experiment, artifact_location=place)
-    run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest))
-    run.tags({"stage": stage, **{f"parent.{name}": value for name, value in parents.items()}})
+    run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest, product))
     run.document(json.loads(masked(recipe.model_dump_json())), "recipe.json")
     try:
         yield run
@@ -125,19 +124,19 @@ def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -
     client.set_terminated(run.id, RunStatus.to_string(RunStatus.FINISHED))
 
 
-def _open_run(client: MlflowClient, experiment_id: str, stage: str, digest: str) -> str:
+def _open_run(
+    client: MlflowClient, experiment_id: str, stage: str, digest: str, product: str
+) -> str:
     unfinished = client.search_runs(
         [experiment_id],
         f"tags.digest = '{digest}' and tags.stage = '{stage}' and attributes.status != 'FINISHED'",
-        max_results=1,
     )
-    if unfinished:
-        client.update_run(unfinished[0].info.run_id, RunStatus.to_string(RunStatus.RUNNING))
-        return str(unfinished[0].info.run_id)
-    created = client.create_run(
-        experiment_id, run_name=stage, tags={"digest": digest, "stage": stage}
-    )
-    return str(created.info.run_id)
+    for run in unfinished:  # compared here: a path may hold any quote the filter would end at
+        if run.data.tags.get("product") == product:
+            client.update_run(run.info.run_id, RunStatus.to_string(RunStatus.RUNNING))
+            return str(run.info.run_id)
+    tags = {"digest": digest, "stage": stage, "product": product}
+    return str(client.create_run(experiment_id, run_name=stage, tags=tags).info.run_id)
 
 
 def register_model(run: Run, name: str, uri: str, alias: str) -> str:

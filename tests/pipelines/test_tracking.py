@@ -1,5 +1,6 @@
 """MLflow as the stages use it: where runs go, which one is gone on with."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pipelines.credentials import masked
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Options, run_stage
-from pipelines.tracking import tracking_uri
+from pipelines.tracking import track, tracking_uri
 
 
 @pytest.fixture
@@ -57,3 +58,16 @@ def test_no_password_is_written_down(recipe, monkeypatch):
     for text in (artifact, Path(product, "record.json").read_text(), command(secret, "train")):
         assert "http://***@mlflow" in text
         assert "hush" not in text
+
+
+def test_a_run_is_gone_on_with_for_the_same_product_alone(recipe):
+    def run_of(product: str, ends: bool) -> str:
+        with contextlib.suppress(RuntimeError), track(recipe, "train", "digest", product) as run:
+            if not ends:
+                raise RuntimeError("killed")
+        return run.id
+
+    first = run_of("/a/it's", ends=False)
+    assert run_of("/b/teacher", ends=True) != first
+    assert run_of("/a/it's", ends=True) == first
+    assert run_of("/a/it's", ends=True) != first  # that one is finished
