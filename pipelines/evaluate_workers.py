@@ -136,10 +136,13 @@ class ScorePictures:
     def __call__(self, row: Row) -> Row:
         """Draw one batch of scenes and judge each picture."""
         try:
-            paint = self._painter(row["entry"])
+            return {**row, **self._score(row), "refused": ""}
         except UserError as error:
             nothing = {"verdicts": "[]", "pictures": b"", "seconds": 0.0}
             return {**row, **nothing, "refused": str(error)}
+
+    def _score(self, row: Row) -> Row:
+        paint = self._painter(row["entry"])
         kind, start, stop = row["kind"], row["start"], row["stop"]
         scenes = self.scenes[kind][start:stop]
         begin = time.monotonic()
@@ -147,11 +150,9 @@ class ScorePictures:
         seconds = time.monotonic() - begin
         pairs = zip(pictures, scenes, strict=True)
         return {
-            **row,
             "verdicts": json.dumps([asdict(verify(picture, scene)) for picture, scene in pairs]),
             "pictures": pictures[: max(0, SHOWN - start)].tobytes(),
             "seconds": seconds,
-            "refused": "",
         }
 
     def _painter(self, name: str) -> Painter:

@@ -5,7 +5,7 @@ its own section and the URIs of the products before it; `--set section.field=val
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -196,9 +196,9 @@ class EvaluateSection(Section):
     single_prompts: int = Field(256, ge=1)
     double_prompts: int = Field(128, ge=0)
     teacher_steps: int = Field(32, ge=1)
-    student_steps: tuple[int, ...] = (1, 2, 4)
+    student_steps: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)
     batch_size: int = Field(64, ge=1)
-    seed: int = 1234
+    seed: int = Field(1234, ge=0)
     workers: Workers = Workers()
 
 
