@@ -68,11 +68,6 @@ class Run:
         for key, value in values.items():
             self.client.log_metric(self.id, key, float(value), step=step)
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Log what was chosen."""
-        for key, value in values.items():
-            self.client.log_param(self.id, key, value)
-
     def tags(self, values: Mapping[str, Any]) -> None:
         """Tag the run."""
         for key, value in values.items():

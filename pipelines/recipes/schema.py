@@ -172,7 +172,6 @@ class DistillSection(Section):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     max_failures: int = Field(3, ge=0)
-    compile: bool = False
     workers: Workers = Workers()
 
     @model_validator(mode="after")
