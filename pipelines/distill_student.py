@@ -137,7 +137,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     if rank:
         return {}
     digest = save_student(job, teacher_config, teacher_digest, network, ema)
-    return {"steps": section.steps, "digest": digest}
+    return {"steps": section.steps, "digest": digest, **meter.mean()}
 
 
 def student_of(teacher: DiT) -> DiT:

@@ -197,6 +197,7 @@ class Meter:
     """Samples per second and the share of time spent waiting for data, since it was last read."""
 
     def __init__(self) -> None:
+        self._began, self._counted = time.monotonic(), 0
         self._reset()
 
     def _reset(self) -> None:
@@ -212,6 +213,12 @@ class Meter:
     def count(self, samples: int) -> None:
         """Samples that a step of all workers used."""
         self._samples += samples
+        self._counted += samples
+
+    def mean(self) -> dict[str, float]:
+        """The rate since the meter was made: of this attempt, not of what an earlier one did."""
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        return {"mean_samples_per_second": self._counted / elapsed}
 
     def read(self) -> dict[str, float]:
         """The figures, and start anew."""

@@ -178,7 +178,9 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
                 },
                 {"step": done},
             )
-    return _finish(job, network, pictures, rows, held_out, device) if rank == 0 else {}
+    if rank:
+        return {}
+    return {**meter.mean(), **_finish(job, network, pictures, rows, held_out, device)}
 
 
 def _finish(

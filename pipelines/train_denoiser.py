@@ -215,7 +215,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
         return {}
     parameters = sum(p.numel() for p in network.parameters())
     digest = save_teacher(job, reader.version, network.config, ema)
-    return {"steps": section.steps, "parameters": parameters, "digest": digest}
+    return {"steps": section.steps, "parameters": parameters, "digest": digest, **meter.mean()}
 
 
 def pinned_version(job: Job) -> StoreVersion:
