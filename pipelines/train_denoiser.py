@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.backbones.dit import DiT, DiTConfig
-from ldm_core.conditioning.text import TextCondition
+from ldm_core.conditioning.text import drop_captions
 from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
@@ -221,19 +221,6 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
 def pinned_version(job: Job) -> StoreVersion:
     """A store version of the content the stage began with, also after a restart."""
     return LatentStore(job.recipe.product("latents")).version_of(job.inputs["latents"])
-
-
-def drop_captions(cond: TextCondition, null: TextCondition, drop: Tensor) -> TextCondition:
-    """Replace the captions where `drop` (B,) is true by the empty one."""
-    if not bool(drop.any()):
-        return cond
-    empty = null.pad_to(cond.tokens.shape[1]).expand(len(cond))
-    column = drop[:, None]
-    return TextCondition(
-        torch.where(column[..., None], empty.tokens, cond.tokens),
-        torch.where(column, empty.mask, cond.mask),
-        torch.where(column, empty.pooled, cond.pooled),
-    )
 
 
 class Preview:
