@@ -6,35 +6,27 @@ guidance distillation (Meng et al. 2023): one conditional pass learns what two g
 -> EMA weights as a model directory
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import ray.train.torch
-import torch
-from torch import Tensor
 
 from ldm_core.backbones.dit import DiT
-from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Denoiser
-from ldm_core.diffusion.flow_map import AverageVelocity, FlowMap
+from ldm_core.diffusion.flow_map import FlowMap
 from ldm_core.diffusion.prediction import Prediction
-from ldm_core.diffusion.process import FlowProcess, add_noise
-from ldm_core.diffusion.timesteps import logit_normal
-from ldm_core.distillation.guidance import guidance_distillation_loss
-from ldm_core.distillation.shortcut import shortcut_loss
-from ldm_core.distillation.trajectory import euler_slope, trajectory_loss
-from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
+from ldm_core.diffusion.process import FlowProcess
+from ldm_core.distillation.student import DistillationLosses, student_of
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
 from ldm_core.latents.store import LatentStore
 from ldm_core.model_directory import ModelConfig, load_model, save_model
-from ldm_core.training.draws import Draws, draw
+from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema
 from ldm_core.training.optimizers import hidden_matrices, muon_and_adamw, warmup_then_decay
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.cards import student_card
 from pipelines.ray_training import Job, Meter, fit, restore, save
-from pipelines.recipes.schema import DistillSection, Recipe
+from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, run_stage
 from pipelines.tracking import register_model
 from pipelines.train_denoiser import NOT_IN_DIGEST, pinned_version
@@ -98,7 +90,16 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
         first = state["step"]
     model = ray.train.torch.prepare_model(network, move_to_device=False)
     update = TrainingStep(network, optimizers, device, dtype, section.clip_norm)
-    losses = DistillationLosses(section, FlowMap(model), FlowMap(averaged), teacher, null)
+    losses = DistillationLosses(
+        FlowMap(model),
+        FlowMap(averaged),
+        teacher,
+        null,
+        section.guidance,
+        section.guidance_steps,
+        section.student_steps,
+        section.teacher_substeps,
+    )
 
     def read(step: int) -> LatentBatch:
         return reader.batch(*plan.rows_at(step, rank, world), recipe.seed)
@@ -138,83 +139,6 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
         return {}
     digest = save_student(job, teacher_config, teacher_digest, network, ema)
     return {"steps": section.steps, "digest": digest, **meter.mean()}
-
-
-def student_of(teacher: DiT) -> DiT:
-    """A flow-map network with the teacher's weights; it equals the teacher for every interval.
-
-    Only the interval's embedding is new, and its last layer starts at zero.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # the same new weights on every worker
-        student = DiT(teacher.config.model_copy(update={"flow_map": True}))
-    student.load_state_dict(teacher.state_dict(), strict=False)
-    return student
-
-
-class DistillationLosses:
-    """Which loss a step takes; each is (x0, draws, cond) -> (B,)."""
-
-    def __init__(
-        self,
-        section: DistillSection,
-        student: AverageVelocity,
-        averaged: AverageVelocity,
-        teacher: Denoiser,
-        null: TextCondition,
-    ) -> None:
-        self.section, self.student, self.averaged = section, student, averaged
-        self.teacher, self.null = teacher, null
-        self.guided = ClassifierFreeGuidance(teacher, section.guidance, null)
-
-    def at(self, step: int) -> tuple[str, Callable[[Tensor, Draws, TextCondition], Tensor]]:
-        """Name and loss of a step: guidance first, then mostly leaps, every fourth a longer one."""
-        if step < self.section.guidance_steps:
-            return "guidance", self._guidance
-        if step % 4 == 3 and self.section.student_steps > 1:
-            return "shortcut", self._shortcut
-        return "trajectory", self._trajectory
-
-    def _guidance(self, x0: Tensor, draws: Draws, cond: TextCondition) -> Tensor:
-        t = logit_normal(draws.u).to(x0)
-        x_t = add_noise(self.teacher.process, x0, draws.eps.to(x0), t)
-        return guidance_distillation_loss(
-            lambda x, t, c: self.student(x, t, t, c),
-            self.teacher,
-            x_t,
-            t,
-            cond,
-            self.null,
-            self.section.guidance,
-        )
-
-    def _trajectory(self, x0: Tensor, draws: Draws, cond: TextCondition) -> Tensor:
-        x_t, t, r = self._leap(x0, draws, self.section.student_steps)
-        return trajectory_loss(
-            self.student,
-            self.guided.velocity,
-            x_t,
-            t,
-            r,
-            cond,
-            self.section.teacher_substeps,
-            euler_slope,
-        )
-
-    def _shortcut(self, x0: Tensor, draws: Draws, cond: TextCondition) -> Tensor:
-        levels = self.section.student_steps.bit_length() - 1
-        halvings = 1 + (draws.v * levels).floor().clamp(max=levels - 1)  # a sample's own: (B,)
-        x_t, t, r = self._leap(x0, draws, self.section.student_steps / 2**halvings)
-        return shortcut_loss(self.student, self.averaged, x_t, t, r, cond)
-
-    def _leap(
-        self, x0: Tensor, draws: Draws, steps: Tensor | float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t, r of one of the `steps` leaps of a student's grid, each equally likely."""
-        steps = torch.as_tensor(steps).to(x0)
-        index = torch.minimum((draws.u.to(x0) * steps).floor(), steps - 1)
-        t, r = (index + 1) / steps, index / steps
-        return add_noise(self.teacher.process, x0, draws.eps.to(x0), t), t, r
 
 
 def save_student(
