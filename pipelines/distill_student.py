@@ -1,16 +1,19 @@
 """Stage 4: teacher + store -> a student that needs a few steps and no guidance.
 
-guidance distillation (Meng et al. 2023): one conditional pass learns what two gave
--> trajectory distillation: one leap learns several guided teacher steps (Salimans & Ho 2022)
--> longer leaps learn two of the student's own shorter ones (Frans et al. 2025, Eq. 4)
--> EMA weights as a model directory
+    the version the teacher read -> guidance, trajectories and longer leaps under Ray Train
+         -> EMA weights as a model directory
+
+What each step learns is in `ldm_core/distillation/student.py`.
 """
 
+from functools import partial
 from typing import Any
 
 import ray.train.torch
+import torch
 
 from ldm_core.backbones.dit import DiT
+from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.flow_map import FlowMap
 from ldm_core.diffusion.prediction import Prediction
@@ -25,8 +28,9 @@ from ldm_core.training.optimizers import hidden_matrices, muon_and_adamw, warmup
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.cards import student_card
-from pipelines.ray_training import Job, Meter, fit, restore, save
-from pipelines.recipes.schema import Recipe
+from pipelines.meter import Meter
+from pipelines.ray_training import Job, due, fit, restore, save
+from pipelines.recipes.schema import DistillSection, Recipe
 from pipelines.stage import Context, Options, Record, run_stage
 from pipelines.tracking import register_model
 from pipelines.train_denoiser import NOT_IN_DIGEST, pinned_version
@@ -66,79 +70,73 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     """One Ray Train worker; returns the figures of the finished run."""
     job = config["job"]
     recipe, section = job.recipe, job.recipe.distill
-    context = ray.train.get_context()
-    rank, world, device = context.get_world_rank(), context.get_world_size(), job.device()
+    rank, world, device = job.place()
     reader = LatentReader(pinned_version(job))
     plan = SamplePlan(recipe.seed + 1, len(reader), section.batch_size)
+    teacher_config, teacher, teacher_digest = load_model(recipe.product("teacher"))
+    teacher.requires_grad_(False).to(device)
+    network = student_of(teacher).to(device)
+    averaged = student_of(teacher).to(device).requires_grad_(False)
+    update = _new_update(recipe, network, rank, world, device)
+    ema = Ema(network, section.ema_decay)
+    first = restore(update, ema)
+    model = ray.train.torch.prepare_model(network, move_to_device=False)
     null = reader.null_condition().to(device)
+    losses = _losses(section, FlowMap(model), FlowMap(averaged), teacher, null)
 
-    teacher_config, teacher_network, teacher_digest = load_model(recipe.product("teacher"))
-    teacher_network.requires_grad_(False).to(device)
-    teacher = Denoiser(teacher_network, FlowProcess(), Prediction.VELOCITY)
-    network = student_of(teacher_network).to(device)
-    dtype = compute_dtype(device, recipe.precision)
+    def read(step: int) -> LatentBatch:
+        return reader.batch(*plan.rows_at(step, rank, world), recipe.seed)
+
+    meter = Meter()
+    for step, batch in meter.waiting_for(prefetch(read, first, section.steps)):
+        draws = draw(recipe.seed + 1, step, batch.ids, reader.shape, caption_drop=0.0)
+        averaged.load_state_dict(ema.state_dict())
+        phase, loss = losses.at(step)
+        x0, cond = batch.latents.to(device), batch.condition.to(device)
+        multiplier = warmup_then_decay(step, section.steps, WARMUP_STEPS, 0.4)
+        result = update(partial(loss, x0, draws, cond), multiplier)
+        ema.update(network)
+        meter.count(section.batch_size)
+        done = step + 1
+        if rank == 0 and due(done, section.log_every, section.steps):
+            figures = {"gradient_norm": result.gradient_norm, "skipped_steps": update.skipped}
+            figures |= {f"loss/{phase}": result.loss, **meter.read()}
+            job.log(done, figures, f"{phase} loss {result.loss:.4f}")
+        if done % section.checkpoint_every == 0 and done < section.steps:
+            save(update, ema, done)
+    if rank:
+        return {}
+    summary = {"steps": section.steps, **meter.mean()}
+    return {**summary, "digest": save_student(job, teacher_config, teacher_digest, network, ema)}
+
+
+def _new_update(
+    recipe: Recipe, network: DiT, rank: int, world: int, device: torch.device
+) -> TrainingStep:
+    section, dtype = recipe.distill, compute_dtype(device, recipe.precision)
     optimizers = muon_and_adamw(
         network, hidden_matrices(network.blocks), section.learning_rate, 0.0, dtype, rank, world
     )
-    ema = Ema(network, section.ema_decay)
-    averaged = student_of(teacher_network).to(device).requires_grad_(False)
-    first = 0
-    if state := restore():
-        network.load_state_dict(state["network"])
-        optimizers.load_state_dict(state["optimizers"])
-        ema.load_state_dict(state["ema"], state["ema_updates"])
-        first = state["step"]
-    model = ray.train.torch.prepare_model(network, move_to_device=False)
-    update = TrainingStep(network, optimizers, device, dtype, section.clip_norm)
-    losses = DistillationLosses(
-        FlowMap(model),
-        FlowMap(averaged),
-        teacher,
+    return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
+
+
+def _losses(
+    section: DistillSection,
+    student: FlowMap,
+    averaged: FlowMap,
+    teacher: DiT,
+    null: TextCondition,
+) -> DistillationLosses:
+    return DistillationLosses(
+        student,
+        averaged,
+        Denoiser(teacher, FlowProcess(), Prediction.VELOCITY),
         null,
         section.guidance,
         section.guidance_steps,
         section.student_steps,
         section.teacher_substeps,
     )
-
-    def read(step: int) -> LatentBatch:
-        return reader.batch(*plan.rows_at(step, rank, world), recipe.seed)
-
-    meter = Meter()
-    batches = prefetch(read, first, section.steps)
-    for step in range(first, section.steps):
-        with meter.waiting():
-            _, batch = next(batches)
-        draws = draw(recipe.seed + 1, step, batch.ids, reader.shape, caption_drop=0.0)
-        averaged.load_state_dict(ema.state_dict())
-        phase, loss = losses.at(step)
-        x0, cond = batch.latents.to(device), batch.condition.to(device)
-        multiplier = warmup_then_decay(step, section.steps, WARMUP_STEPS, 0.4)
-        result = update(lambda: loss(x0, draws, cond), multiplier)  # noqa: B023
-        ema.update(network)
-        meter.count(section.batch_size)
-        done = step + 1
-        if rank == 0:
-            figures = {f"loss/{phase}": result.loss, "gradient_norm": result.gradient_norm}
-            if done % section.log_every == 0 or done == section.steps:
-                figures |= {"skipped_steps": update.skipped, **meter.read()}
-                job.board.post.remote(done, f"{phase} loss {result.loss:.4f}")
-                job.run.metrics(figures, done)
-        if done % section.checkpoint_every == 0 and done < section.steps:
-            save(
-                lambda: {
-                    "network": network.state_dict(),
-                    "optimizers": optimizers.state_dict(),
-                    "ema": ema.state_dict(),
-                    "ema_updates": ema.updates,
-                    "step": done,  # noqa: B023
-                },
-                {"step": done},
-            )
-    if rank:
-        return {}
-    digest = save_student(job, teacher_config, teacher_digest, network, ema)
-    return {"steps": section.steps, "digest": digest, **meter.mean()}
 
 
 def save_student(

@@ -8,9 +8,10 @@ from PIL import Image
 from tiny_runs import tiny_recipe
 
 from ldm_core.media.shapes import write_shapes
+from pipelines import picture_reader
 from pipelines import train_autoencoder as stage
+from pipelines.picture_reader import HELD_OUT, Pictures, split
 from pipelines.stage import Options
-from pipelines.train_autoencoder import HELD_OUT, Pictures, split
 
 
 @pytest.mark.parametrize("count", [1, 2, 40, 5000])
@@ -40,7 +41,7 @@ def test_another_picture_under_the_same_name_is_noticed(tmp_path, monkeypatch):
 def test_decoded_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):
     write_shapes(tmp_path / "data", 4, 16, seed=0)
     recipe = tiny_recipe(str(tmp_path / "data"), str(tmp_path))
-    monkeypatch.setattr(stage, "CACHE_BYTES", 2 * 3 * recipe.size**2 + 1)
+    monkeypatch.setattr(picture_reader, "CACHE_BYTES", 2 * 3 * recipe.size**2 + 1)
     pictures = Pictures(recipe)
     pixels, ids = pictures.batch(np.arange(4))
     assert pixels.shape == (4, 3, recipe.size, recipe.size)
