@@ -38,7 +38,7 @@ from pipelines.train_denoiser import NOT_IN_DIGEST, pinned_version
 WARMUP_STEPS = 10
 
 
-def distill_student(recipe: Recipe, options: Options) -> Record:
+def distill_student(recipe: Recipe, options: Options) -> Record | None:
     """Distil the recipe's teacher into a student.
 
     Raises:

@@ -99,14 +99,16 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
+def missing_tiny_encoders(recipe: Recipe) -> bool:
+    """Whether tiny text encoders are asked for that nobody has built yet."""
+    pairs = ((recipe.text.t5, recipe.t5_uri), (recipe.text.clip, recipe.clip_uri))
+    wanted = [uri for source, uri in pairs if source == "tiny"]
+    return not all(exists(join(uri, "tokenizer_config.json")) for uri in wanted)
+
+
 def _build_tiny_encoders(recipe: Recipe, captions: list[str]) -> None:
     """Make the tiny text encoders once; those that are there stay, whatever captions come."""
-    wanted = [
-        uri
-        for source, uri in ((recipe.text.t5, recipe.t5_uri), (recipe.text.clip, recipe.clip_uri))
-        if source == "tiny"
-    ]
-    if all(exists(join(uri, "tokenizer_config.json")) for uri in wanted):
+    if not missing_tiny_encoders(recipe):
         return
     build_tiny_text_encoders(
         captions,

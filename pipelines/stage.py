@@ -22,6 +22,7 @@ class Options:
 
     verbose: bool = False
     force: bool = False
+    dry_run: bool = False
 
 
 class Record(BaseModel):
@@ -35,6 +36,9 @@ class Record(BaseModel):
     inputs: dict[str, str]
     seconds: float
     summary: dict[str, Any]
+
+
+StageFunction = Callable[[Recipe, Options], Record | None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,11 @@ def read_record(product: str) -> Record | None:
     return Record.model_validate(read_json(uri)) if exists(uri) else None
 
 
+def say_verdict(stage: str, verdict: str) -> None:
+    """The last line of a dry run."""
+    print(f"{stage}: {verdict}", flush=True)
+
+
 def checkpoint_place(recipe: Recipe, product: str, digest: str) -> tuple[str, str]:
     """Folder and name of a stage's checkpoints, which outlive everything but its record."""
     return join(recipe.root, "checkpoints"), f"{product.rsplit('/', 1)[-1]}-{digest}"
@@ -79,8 +88,10 @@ def run_stage(
     inputs: Mapping[str, str],
     work: Callable[[Context], dict[str, Any]],
     options: Options,
-) -> Record:
+) -> Record | None:
     """Run `work` unless the product already is what it would make; write the record last.
+
+    In a dry run it only says which of the two it would be, and returns None if it would work.
 
     Args:
         recipe: the resolved recipe.
@@ -89,11 +100,15 @@ def run_stage(
         sections: the settings that decide the result (not those that only say how fast).
         inputs: product name -> digest of each input.
         work: does it, and returns a summary for the record.
-        options: verbose, force.
+        options: verbose, force, dry run.
     """
     digest = stage_digest(sections, inputs)
     record = read_record(product)
-    if record and record.digest == digest and not options.force:
+    fresh = record is not None and record.digest == digest and not options.force
+    if options.dry_run:
+        say_verdict(stage, "is up to date (--force makes it again)" if fresh else "would run")
+        return record if fresh else None
+    if fresh:
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
     start = time.monotonic()

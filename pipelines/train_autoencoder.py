@@ -34,7 +34,7 @@ from pipelines.meter import Meter
 from pipelines.picture_reader import Pictures, split
 from pipelines.ray_training import Job, due, fit, restore, save
 from pipelines.recipes.schema import AutoencoderSection, Recipe
-from pipelines.stage import Context, Options, Record, run_stage
+from pipelines.stage import Context, Options, Record, run_stage, say_verdict
 
 STATISTICS = 512
 WARMUP_STEPS, LOG_EVERY = 20, 20
@@ -50,6 +50,8 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
     section = recipe.autoencoder
     if section.source != "train":
         print(f"[autoencoder] nothing to train: the recipe takes {section.source}", flush=True)
+        if options.dry_run:
+            say_verdict("autoencoder", "has nothing to do")
         return None
     images, sizes = list_captioned_images(recipe.data).images, file_sizes(recipe.data)
 

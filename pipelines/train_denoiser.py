@@ -43,7 +43,7 @@ NOT_IN_DIGEST = frozenset(
 )
 
 
-def train_denoiser(recipe: Recipe, options: Options) -> Record:
+def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     """Train the teacher on the newest published version of the recipe's store.
 
     Raises:
