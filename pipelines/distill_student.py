@@ -54,8 +54,9 @@ def distill_student(recipe: Recipe, options: Options) -> Record | None:
         context.run.tags({"parent.teacher": config.lineage["run"]})
         print(f"[distill] teacher {digest}, {section.steps} steps", flush=True)
         summary = fit(context, worker, section.workers, section.steps, section.max_failures)
-        version = register_model(context.run, recipe.model_name, context.product, "champion")
-        return {**summary, "registered": f"models:/{recipe.model_name}/{version}"}
+        name, model = recipe.model_name, summary["digest"]
+        version = register_model(context.run, name, context.product, model, "champion")
+        return {**summary, "registered": f"models:/{name}/{version}"}
 
     sections = {
         "distill": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
@@ -90,8 +91,9 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     meter = Meter()
     for step, batch in meter.waiting_for(prefetch(read, first, section.steps)):
         draws = draw(recipe.seed + 1, step, batch.ids, reader.shape, caption_drop=0.0)
-        averaged.load_state_dict(ema.state_dict())
         phase, loss = losses.at(step)
+        if phase == "shortcut":  # the one that asks the average
+            averaged.load_state_dict(ema.state_dict())
         x0, cond = batch.latents.to(device), batch.condition.to(device)
         multiplier = warmup_then_decay(step, section.steps, WARMUP_STEPS, 0.4)
         result = update(partial(loss, x0, draws, cond), multiplier)

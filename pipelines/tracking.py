@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, is_remote
+from ldm_core.files import absolute, exists, is_remote, join, read_json
 from pipelines.credentials import masked
 from pipelines.recipes.schema import Recipe
 
@@ -134,14 +134,19 @@ def _open_run(
     return str(client.create_run(experiment_id, run_name=stage, tags=tags).info.run_id)
 
 
-def register_model(run: Run, name: str, uri: str, alias: str) -> str:
-    """Register the model directory at `uri` as the next version of `name`, under an alias."""
+def register_model(run: Run, name: str, uri: str, digest: str, alias: str) -> str:
+    """Register the model directory at `uri` as the next version of `name`, under an alias.
+
+    The version is tagged with the model's digest: the next model is written to the same folder.
+    """
     try:
         run.client.create_registered_model(name)
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = run.client.create_model_version(name, source=absolute(uri), run_id=run.id)
+    version = run.client.create_model_version(
+        name, source=absolute(uri), run_id=run.id, tags={"digest": digest}
+    )
     run.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
 
@@ -150,7 +155,8 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
     """`models:/name@alias` or `models:/name/3` to the model directory's URI; others unchanged.
 
     Raises:
-        UserError: the registry knows no such model, version or alias.
+        UserError: the registry knows no such model, version or alias, or its folder now holds
+            another model.
     """
     if not uri.startswith("models:/"):
         return uri
@@ -159,11 +165,25 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
     try:
         if "@" in name:
             model, alias = name.split("@", 1)
-            return str(client.get_model_version_by_alias(model, alias).source)
-        model, version = name.split("/", 1)
-        return str(client.get_model_version(model, version).source)
+            found = client.get_model_version_by_alias(model, alias)
+        else:
+            model, version = name.split("/", 1)
+            found = client.get_model_version(model, version)
     except (mlflow.exceptions.MlflowException, ValueError) as error:
         raise UserError(
             masked(f"the registry {client.tracking_uri} has no {uri} ({error}); ")
             + "set MLFLOW_TRACKING_URI to the one that does, or pass the model's folder"
         ) from error
+    _check_folder(uri, str(found.source), found.tags.get("digest"))
+    return str(found.source)
+
+
+def _check_folder(uri: str, folder: str, digest: str | None) -> None:
+    """Refuse a version whose folder a later run has written anew, as its record tells."""
+    record = join(folder, "record.json")
+    there = read_json(record)["summary"].get("digest") if exists(record) else None
+    if digest and there and digest != there:
+        raise UserError(
+            f"{uri} is the model {digest}, but {folder} now holds {there}: name the version "
+            "registered last, or put the old model back"
+        )

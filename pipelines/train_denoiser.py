@@ -64,10 +64,9 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
         )
         summary = fit(context, worker, section.workers, section.steps, section.max_failures)
         name = f"{recipe.model_name}-teacher"
-        summary["registered"] = (
-            f"models:/{name}/{register_model(context.run, name, context.product, 'champion')}"
-        )
-        return summary
+        model = summary["digest"]
+        number = register_model(context.run, name, context.product, model, "champion")
+        return {**summary, "registered": f"models:/{name}/{number}"}
 
     sections = {
         "train": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),

@@ -13,7 +13,7 @@ from pipelines.credentials import masked
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Options, run_stage
-from pipelines.tracking import track, tracking_uri
+from pipelines.tracking import register_model, resolve_model, track, tracking_uri
 
 
 @pytest.fixture
@@ -71,3 +71,26 @@ def test_a_run_is_gone_on_with_for_the_same_product_alone(recipe):
     assert run_of("/b/teacher", ends=True) != first
     assert run_of("/a/it's", ends=True) == first
     assert run_of("/a/it's", ends=True) != first  # that one is finished
+
+
+def test_a_version_whose_folder_holds_a_later_model_is_refused(recipe):
+    product = recipe.product("student")
+
+    def make(digest: str) -> None:
+        def work(context) -> dict[str, str]:
+            register_model(context.run, "shapes", product, digest, "champion")
+            return {"digest": digest}
+
+        run_stage(recipe, "distill", product, {"of": digest}, {}, work, Options())
+
+    registry = tracking_uri(recipe)
+    make("first")
+    assert resolve_model("models:/shapes/1", registry) == product
+    make("second")
+    for name in ("models:/shapes/2", "models:/shapes@champion"):
+        assert resolve_model(name, registry) == product
+    with pytest.raises(UserError, match=r"models:/shapes/1 is the model first, .*holds second"):
+        resolve_model("models:/shapes/1", registry)
+    for nothing in ("models:/shapes/3", "models:/shapes@best", "models:/shapes"):
+        with pytest.raises(UserError, match="has no models:/shapes"):
+            resolve_model(nothing, registry)
