@@ -10,7 +10,7 @@ from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.schema import bucket_name, caption_digest
 from ldm_core.media.folder import Listing, list_captioned_images
-from ldm_core.text.encoders import load_clip, load_t5
+from ldm_core.text.encoders import clip_digest, t5_digest
 from ldm_core.text.tiny import build_tiny_text_encoders
 from pipelines.recipes.schema import Recipe
 
@@ -85,13 +85,12 @@ def make_plan(recipe: Recipe) -> Plan:
     )
     autoencoder = load_autoencoder(job.autoencoder)
     _check_size(recipe.size, autoencoder.downsampling)
-    encoders = (load_t5(job.t5, job.max_tokens, "cpu"), load_clip(job.clip, job.max_tokens, "cpu"))
     return Plan(
         job=job,
         autoencoder=autoencoder,
-        texts=tuple(
-            EncoderEntry(name=encoder.name, uri=uri, digest=encoder.digest)
-            for encoder, uri in zip(encoders, (job.t5, job.clip), strict=True)
+        texts=(
+            EncoderEntry(name="t5", uri=job.t5, digest=t5_digest(job.t5, job.max_tokens)),
+            EncoderEntry(name="clip", uri=job.clip, digest=clip_digest(job.clip, job.max_tokens)),
         ),
         images=_images(recipe, listing, autoencoder.digest),
         rejects=_refused(listing),
