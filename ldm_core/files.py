@@ -82,6 +82,13 @@ def remove(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def file_sizes(folder: str) -> dict[str, int]:
+    """Bytes of every file under the folder, by URI, from one listing."""
+    fs, root = filesystem(folder)
+    found = fs.find(root, detail=True)
+    return {fs.unstrip_protocol(path): int(info["size"]) for path, info in found.items()}
+
+
 def upload_folder(local: str | Path, uri: str) -> None:
     """Copy a local folder to a URI file by file, JSON last, so that a half is no model."""
     files = sorted(p for p in Path(local).rglob("*") if p.is_file())

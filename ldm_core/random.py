@@ -80,12 +80,6 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key0 << 32 | key1)).permutation(n)
 
 
-def generator(seed: int, *names: str) -> torch.Generator:
-    """A CPU generator of its own for `names`, for libraries that want one, or initialisation."""
-    key0, key1 = _key(seed, *names)
-    return torch.Generator().manual_seed(key0 << 31 | key1 >> 1)
-
-
 def _multiply(constant: int, words: Tensor) -> tuple[Tensor, Tensor]:
     """High and low word of a 32 x 32 bit product, without leaving the range of int64."""
     upper, lower = constant * (words >> 16), constant * (words & 0xFFFF)  # below 2^48 both

@@ -5,13 +5,14 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipelines.credentials import masked
 from pipelines.recipe_options import Arguments
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
 
 
 def command(recipe: Recipe, stage: str) -> str:
-    """`ldm STAGE RECIPE` with all that differs from the recipe of this name."""
+    """`ldm STAGE RECIPE` with all that differs from the recipe of this name, passwords masked."""
     known = RECIPES.get(recipe.name)
     if known is None:  # its fields are in a file of the user's
         return Arguments(f"{recipe.name}.json", recipe.data, recipe.root).command(stage)
@@ -19,7 +20,8 @@ def command(recipe: Recipe, stage: str) -> str:
     values = recipe.model_dump(mode="json")
     data, root = (values[key] if values[key] != base[key] else None for key in ("data", "root"))
     rest = {key: value for key, value in values.items() if key not in ("data", "root")}
-    return Arguments(recipe.name, data, root, tuple(_overrides(base, rest))).command(stage)
+    overrides = tuple(map(masked, _overrides(base, rest)))
+    return Arguments(recipe.name, data, root, overrides).command(stage)
 
 
 def shapes_command(recipe: Recipe, count: int) -> str:

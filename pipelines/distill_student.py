@@ -1,38 +1,35 @@
 """Stage 4: teacher + store -> a student that needs a few steps and no guidance.
 
-guidance distillation (Meng et al. 2023): one conditional pass learns what two gave
--> trajectory distillation: one leap learns several guided teacher steps (Salimans & Ho 2022)
--> longer leaps learn two of the student's own shorter ones (Frans et al. 2025, Eq. 4)
--> EMA weights as a model directory
+    the version the teacher read -> guidance, trajectories and longer leaps under Ray Train
+         -> EMA weights as a model directory
+
+What each step learns is in `ldm_core/distillation/student.py`.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ray.train.torch
 import torch
-from torch import Tensor
 
 from ldm_core.backbones.dit import DiT
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Denoiser
-from ldm_core.diffusion.flow_map import AverageVelocity, FlowMap
+from ldm_core.diffusion.flow_map import FlowMap
 from ldm_core.diffusion.prediction import Prediction
-from ldm_core.diffusion.process import FlowProcess, add_noise
-from ldm_core.diffusion.timesteps import logit_normal
-from ldm_core.distillation.guidance import guidance_distillation_loss
-from ldm_core.distillation.shortcut import shortcut_loss
-from ldm_core.distillation.trajectory import euler_slope, trajectory_loss
-from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
+from ldm_core.diffusion.process import FlowProcess
+from ldm_core.distillation.student import DistillationLosses, student_of
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
+from ldm_core.latents.store import LatentStore
 from ldm_core.model_directory import ModelConfig, load_model, save_model
-from ldm_core.training.draws import Draws, draw
+from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema
 from ldm_core.training.optimizers import hidden_matrices, muon_and_adamw, warmup_then_decay
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.cards import student_card
-from pipelines.ray_training import Job, Meter, fit, restore, save
+from pipelines.meter import Meter
+from pipelines.ray_training import Job, due, fit, restore, save
 from pipelines.recipes.schema import DistillSection, Recipe
 from pipelines.stage import Context, Options, Record, run_stage
 from pipelines.tracking import register_model
@@ -41,28 +38,32 @@ from pipelines.train_denoiser import NOT_IN_DIGEST, pinned_version
 WARMUP_STEPS = 10
 
 
-def distill_student(recipe: Recipe, options: Options) -> Record:
+def distill_student(recipe: Recipe, options: Options) -> Record | None:
     """Distil the recipe's teacher into a student.
 
     Raises:
-        UserError: no teacher.
+        UserError: no teacher, or its store no longer holds what it was trained on.
     """
     recipe = recipe.located()
     config, _, digest = load_model(recipe.product("teacher"))
     section = recipe.distill
+    latents = config.lineage["store_content"][:16]
 
     def work(context: Context) -> dict[str, Any]:
+        LatentStore(recipe.product("latents")).version_of(latents)  # refused here if it is gone
         context.run.tags({"parent.teacher": config.lineage["run"]})
         print(f"[distill] teacher {digest}, {section.steps} steps", flush=True)
         summary = fit(context, worker, section.workers, section.steps, section.max_failures)
-        version = register_model(context.run, recipe.model_name, context.product, "champion")
-        return {**summary, "registered": f"models:/{recipe.model_name}/{version}"}
+        name, model = recipe.model_name, summary["digest"]
+        version = register_model(context.run, name, context.product, model, "champion")
+        return {**summary, "registered": f"models:/{name}/{version}"}
 
     sections = {
         "distill": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
         "seed": recipe.seed,
+        "precision": recipe.precision,
     }
-    inputs = {"teacher": digest, "latents_version": config.lineage["store_version"]}
+    inputs = {"teacher": digest, "latents": latents}
     return run_stage(recipe, "distill", recipe.product("student"), sections, inputs, work, options)
 
 
@@ -70,147 +71,74 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     """One Ray Train worker; returns the figures of the finished run."""
     job = config["job"]
     recipe, section = job.recipe, job.recipe.distill
-    context = ray.train.get_context()
-    rank, world, device = context.get_world_rank(), context.get_world_size(), job.device()
+    rank, world, device = job.place()
     reader = LatentReader(pinned_version(job))
     plan = SamplePlan(recipe.seed + 1, len(reader), section.batch_size)
-    null = reader.null_condition().to(device)
-
-    teacher_config, teacher_network, teacher_digest = load_model(recipe.product("teacher"))
-    teacher_network.requires_grad_(False).to(device)
-    teacher = Denoiser(teacher_network, FlowProcess(), Prediction.VELOCITY)
-    network = student_of(teacher_network).to(device)
-    dtype = compute_dtype(device, recipe.precision)
-    optimizers = muon_and_adamw(
-        network, hidden_matrices(network.blocks), section.learning_rate, 0.0, dtype, rank, world
-    )
+    teacher_config, teacher, teacher_digest = load_model(recipe.product("teacher"))
+    teacher.requires_grad_(False).to(device)
+    network = student_of(teacher).to(device)
+    averaged = student_of(teacher).to(device).requires_grad_(False)
+    update = _new_update(recipe, network, rank, world, device)
     ema = Ema(network, section.ema_decay)
-    averaged = student_of(teacher_network).to(device).requires_grad_(False)
-    first = 0
-    if state := restore():
-        network.load_state_dict(state["network"])
-        optimizers.load_state_dict(state["optimizers"])
-        ema.load_state_dict(state["ema"], state["ema_updates"])
-        first = state["step"]
+    first = restore(update, ema)
     model = ray.train.torch.prepare_model(network, move_to_device=False)
-    update = TrainingStep(network, optimizers, device, dtype, section.clip_norm)
-    losses = DistillationLosses(section, FlowMap(model), FlowMap(averaged), teacher, null)
+    null = reader.null_condition().to(device)
+    losses = _losses(section, FlowMap(model), FlowMap(averaged), teacher, null)
 
     def read(step: int) -> LatentBatch:
         return reader.batch(*plan.rows_at(step, rank, world), recipe.seed)
 
     meter = Meter()
-    batches = prefetch(read, first, section.steps)
-    for step in range(first, section.steps):
-        with meter.waiting():
-            _, batch = next(batches)
+    for step, batch in meter.waiting_for(prefetch(read, first, section.steps)):
         draws = draw(recipe.seed + 1, step, batch.ids, reader.shape, caption_drop=0.0)
-        averaged.load_state_dict(ema.state_dict())
         phase, loss = losses.at(step)
+        if phase == "shortcut":  # the one that asks the average
+            averaged.load_state_dict(ema.state_dict())
         x0, cond = batch.latents.to(device), batch.condition.to(device)
         multiplier = warmup_then_decay(step, section.steps, WARMUP_STEPS, 0.4)
-        result = update(lambda: loss(x0, draws, cond), multiplier)  # noqa: B023
+        result = update(partial(loss, x0, draws, cond), multiplier)
         ema.update(network)
         meter.count(section.batch_size)
         done = step + 1
-        if rank == 0:
-            figures = {f"loss/{phase}": result.loss, "gradient_norm": result.gradient_norm}
-            if done % section.log_every == 0 or done == section.steps:
-                figures |= {"skipped_steps": update.skipped, **meter.read()}
-                job.board.post.remote(done, f"{phase} loss {result.loss:.4f}")
-                job.run.metrics(figures, done)
+        if rank == 0 and due(done, section.log_every, section.steps):
+            figures = {"gradient_norm": result.gradient_norm, "skipped_steps": update.skipped}
+            figures |= {f"loss/{phase}": result.loss, **meter.read()}
+            job.log(done, figures, f"{phase} loss {result.loss:.4f}")
         if done % section.checkpoint_every == 0 and done < section.steps:
-            save(
-                lambda: {
-                    "network": network.state_dict(),
-                    "optimizers": optimizers.state_dict(),
-                    "ema": ema.state_dict(),
-                    "ema_updates": ema.updates,
-                    "step": done,  # noqa: B023
-                },
-                {"step": done},
-            )
+            save(update, ema, done)
     if rank:
         return {}
-    digest = save_student(job, teacher_config, teacher_digest, network, ema)
-    return {"steps": section.steps, "digest": digest}
+    summary = {"steps": section.steps, **meter.mean()}
+    return {**summary, "digest": save_student(job, teacher_config, teacher_digest, network, ema)}
 
 
-def student_of(teacher: DiT) -> DiT:
-    """A flow-map network with the teacher's weights; it equals the teacher for every interval.
-
-    Only the interval's embedding is new, and its last layer starts at zero.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # the same new weights on every worker
-        student = DiT(teacher.config.model_copy(update={"flow_map": True}))
-    student.load_state_dict(teacher.state_dict(), strict=False)
-    return student
+def _new_update(
+    recipe: Recipe, network: DiT, rank: int, world: int, device: torch.device
+) -> TrainingStep:
+    section, dtype = recipe.distill, compute_dtype(device, recipe.precision)
+    optimizers = muon_and_adamw(
+        network, hidden_matrices(network.blocks), section.learning_rate, 0.0, dtype, rank, world
+    )
+    return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
 
 
-class DistillationLosses:
-    """Which loss a step takes; each is (x0, draws, cond) -> (B,)."""
-
-    def __init__(
-        self,
-        section: DistillSection,
-        student: AverageVelocity,
-        averaged: AverageVelocity,
-        teacher: Denoiser,
-        null: TextCondition,
-    ) -> None:
-        self.section, self.student, self.averaged = section, student, averaged
-        self.teacher, self.null = teacher, null
-        self.guided = ClassifierFreeGuidance(teacher, section.guidance, null)
-
-    def at(self, step: int) -> tuple[str, Callable[[Tensor, Draws, TextCondition], Tensor]]:
-        """Name and loss of a step: guidance first, then mostly leaps, every fourth a longer one."""
-        if step < self.section.guidance_steps:
-            return "guidance", self._guidance
-        if step % 4 == 3 and self.section.student_steps > 1:
-            return "shortcut", self._shortcut
-        return "trajectory", self._trajectory
-
-    def _guidance(self, x0: Tensor, draws: Draws, cond: TextCondition) -> Tensor:
-        t = logit_normal(draws.u).to(x0)
-        x_t = add_noise(self.teacher.process, x0, draws.eps.to(x0), t)
-        return guidance_distillation_loss(
-            lambda x, t, c: self.student(x, t, t, c),
-            self.teacher,
-            x_t,
-            t,
-            cond,
-            self.null,
-            self.section.guidance,
-        )
-
-    def _trajectory(self, x0: Tensor, draws: Draws, cond: TextCondition) -> Tensor:
-        x_t, t, r = self._leap(x0, draws, self.section.student_steps)
-        return trajectory_loss(
-            self.student,
-            self.guided.velocity,
-            x_t,
-            t,
-            r,
-            cond,
-            self.section.teacher_substeps,
-            euler_slope,
-        )
-
-    def _shortcut(self, x0: Tensor, draws: Draws, cond: TextCondition) -> Tensor:
-        levels = self.section.student_steps.bit_length() - 1
-        halvings = 1 + (draws.v * levels).floor().clamp(max=levels - 1)  # a sample's own: (B,)
-        x_t, t, r = self._leap(x0, draws, self.section.student_steps / 2**halvings)
-        return shortcut_loss(self.student, self.averaged, x_t, t, r, cond)
-
-    def _leap(
-        self, x0: Tensor, draws: Draws, steps: Tensor | float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t, r of one of the `steps` leaps of a student's grid, each equally likely."""
-        steps = torch.as_tensor(steps).to(x0)
-        index = torch.minimum((draws.u.to(x0) * steps).floor(), steps - 1)
-        t, r = (index + 1) / steps, index / steps
-        return add_noise(self.teacher.process, x0, draws.eps.to(x0), t), t, r
+def _losses(
+    section: DistillSection,
+    student: FlowMap,
+    averaged: FlowMap,
+    teacher: DiT,
+    null: TextCondition,
+) -> DistillationLosses:
+    return DistillationLosses(
+        student,
+        averaged,
+        Denoiser(teacher, FlowProcess(), Prediction.VELOCITY),
+        null,
+        section.guidance,
+        section.guidance_steps,
+        section.student_steps,
+        section.teacher_substeps,
+    )
 
 
 def save_student(

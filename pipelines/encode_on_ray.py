@@ -3,13 +3,11 @@
 Results arrive in the order shards are finished, while others are still running.
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
 
 import ray
 
-from ldm_core.errors import UserError
 from pipelines import ray_runtime
 from pipelines.encode_plan import Job
 from pipelines.encode_workers import EncodeImages, EncodeTexts, Row, decode_shard
@@ -37,7 +35,8 @@ def embed_captions(rows: list[Row], job: Job, workers: Workers, verbose: bool) -
 def _shards(rows: list[Row], workers: Workers, verbose: bool) -> ray.data.Dataset:
     """Start Ray and hand it the shards, one to a block."""
     ray_runtime.start(verbose)
-    _check_room(workers)
+    decoding = 1 if workers.gpus else 0  # else the actors decode
+    ray_runtime.check_room("encode", workers.cpus + decoding, workers.gpus)
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
@@ -47,22 +46,9 @@ def _on_actors(
     """Map the shards over a pool that grows to `workers.count`, but not beyond the shards."""
     results = shards.map(
         actor,
-        fn_constructor_args=(job, max(1, int(workers.cpus))),
+        fn_constructor_args=(job, workers.threads, workers.device),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers.count, count)),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
     )
     yield from results.iter_rows()
-
-
-def _check_room(workers: Workers) -> None:
-    """Ray waits without end for what a machine does not have; a cluster may still grow."""
-    have = ray.cluster_resources()
-    need = {"CPU": workers.cpus + (1 if workers.gpus else 0), "GPU": workers.gpus}
-    short = {name: n for name, n in need.items() if n > have.get(name, 0)}
-    if short and "RAY_ADDRESS" not in os.environ:
-        asked = ", ".join(f"{n:g} {name} of {have.get(name, 0):g}" for name, n in short.items())
-        raise UserError(
-            f"an encode worker and the decoding need {asked} on this machine: lower "
-            "encode.workers.cpus or encode.workers.gpus, or set RAY_ADDRESS to a larger cluster"
-        )

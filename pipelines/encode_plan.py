@@ -5,12 +5,12 @@ from typing import Any
 
 from ldm_core.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, exists, filesystem, join
+from ldm_core.files import absolute, exists, file_sizes, join
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.schema import bucket_name, caption_digest
 from ldm_core.media.folder import Listing, list_captioned_images
-from ldm_core.text.encoders import load_clip, load_t5
+from ldm_core.text.encoders import clip_digest, t5_digest
 from ldm_core.text.tiny import build_tiny_text_encoders
 from pipelines.recipes.schema import Recipe
 
@@ -85,13 +85,12 @@ def make_plan(recipe: Recipe) -> Plan:
     )
     autoencoder = load_autoencoder(job.autoencoder)
     _check_size(recipe.size, autoencoder.downsampling)
-    encoders = (load_t5(job.t5, job.max_tokens, "cpu"), load_clip(job.clip, job.max_tokens, "cpu"))
     return Plan(
         job=job,
         autoencoder=autoencoder,
-        texts=tuple(
-            EncoderEntry(name=encoder.name, uri=uri, digest=encoder.digest)
-            for encoder, uri in zip(encoders, (job.t5, job.clip), strict=True)
+        texts=(
+            EncoderEntry(name="t5", uri=job.t5, digest=t5_digest(job.t5, job.max_tokens)),
+            EncoderEntry(name="clip", uri=job.clip, digest=clip_digest(job.clip, job.max_tokens)),
         ),
         images=_images(recipe, listing, autoencoder.digest),
         rejects=_refused(listing),
@@ -99,14 +98,16 @@ def make_plan(recipe: Recipe) -> Plan:
     )
 
 
+def missing_tiny_encoders(recipe: Recipe) -> bool:
+    """Whether tiny text encoders are asked for that nobody has built yet."""
+    pairs = ((recipe.text.t5, recipe.t5_uri), (recipe.text.clip, recipe.clip_uri))
+    wanted = [uri for source, uri in pairs if source == "tiny"]
+    return not all(exists(join(uri, "tokenizer_config.json")) for uri in wanted)
+
+
 def _build_tiny_encoders(recipe: Recipe, captions: list[str]) -> None:
     """Make the tiny text encoders once; those that are there stay, whatever captions come."""
-    wanted = [
-        uri
-        for source, uri in ((recipe.text.t5, recipe.t5_uri), (recipe.text.clip, recipe.clip_uri))
-        if source == "tiny"
-    ]
-    if all(exists(join(uri, "tokenizer_config.json")) for uri in wanted):
+    if not missing_tiny_encoders(recipe):
         return
     build_tiny_text_encoders(
         captions,
@@ -131,7 +132,7 @@ def _check_size(size: int, downsampling: int) -> None:
 
 
 def _images(recipe: Recipe, listing: Listing, encoder_digest: str) -> dict[str, Item]:
-    sizes = _file_sizes(recipe.data)
+    sizes = file_sizes(recipe.data)
     bucket = bucket_name(recipe.size, recipe.size)
     return {
         image.id: {
@@ -144,13 +145,6 @@ def _images(recipe: Recipe, listing: Listing, encoder_digest: str) -> dict[str, 
         }
         for image in listing.images
     }
-
-
-def _file_sizes(folder: str) -> dict[str, int]:
-    """Bytes of every file under the folder, by URI, from one listing."""
-    fs, root = filesystem(folder)
-    found = fs.find(root, detail=True)
-    return {fs.unstrip_protocol(path): int(info["size"]) for path, info in found.items()}
 
 
 def _refused(listing: Listing) -> dict[str, Item]:

@@ -94,10 +94,9 @@ def _reject(error: BadMedia) -> Item:
 class EncodeImages:
     """Decoded shard -> Parquet files of samples and rejects, not yet committed."""
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: Job, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
-        self.job, self.store = job, LatentStore(job.store)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.job, self.store, self.device = job, LatentStore(job.store), device
         self.autoencoder = load_autoencoder(job.autoencoder, self.device)
 
     def __call__(self, row: Row) -> Row:
@@ -163,10 +162,9 @@ class EncodeTexts:
     One actor serves both encoders and loads each when its first shard comes.
     """
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: Job, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
-        self.job, self.store = job, LatentStore(job.store)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.job, self.store, self.device = job, LatentStore(job.store), device
         self.encoders: dict[str, TextEncoder] = {}
 
     def __call__(self, row: Row) -> Row:

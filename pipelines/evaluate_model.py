@@ -32,7 +32,7 @@ from pipelines.stage import Context, Options, Record, run_stage
 COLUMNS = 8  # pictures in a row of the sample sheets
 
 
-def evaluate(recipe: Recipe, options: Options) -> Record:
+def evaluate(recipe: Recipe, options: Options) -> Record | None:
     """Score the recipe's teacher and, if there is one, its student.
 
     Raises:

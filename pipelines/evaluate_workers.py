@@ -5,7 +5,6 @@ verdicts and, of the first scenes of each kind, the pictures.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -94,29 +93,17 @@ class Result:
 def score_on_ray(job: Job, workers: Workers, verbose: bool) -> Iterator[Result]:
     """Draw and judge all rows on a pool of workers; results come as they are finished."""
     ray_runtime.start(verbose)
-    _check_room(workers)
+    ray_runtime.check_room("evaluate", workers.cpus, workers.gpus)
     rows = job.rows()
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         ScorePictures,  # type: ignore[arg-type]  # Ray makes it once in each worker
-        fn_constructor_args=(job, max(1, int(workers.cpus)), "cuda" if workers.gpus else "cpu"),
+        fn_constructor_args=(job, workers.threads, workers.device),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers.count, len(rows))),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
     )
     for row in results.iter_rows():
         yield _result(row, job.size)
-
-
-def _check_room(workers: Workers) -> None:
-    """Ray waits without end for what a machine does not have; a cluster may still grow."""
-    have = ray.cluster_resources()
-    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
-        if each > have.get(kind, 0) and "RAY_ADDRESS" not in os.environ:
-            raise UserError(
-                f"an evaluation worker needs {each:g} {kind}, this machine has "
-                f"{have.get(kind, 0):g}: lower evaluate.workers.{kind.lower()}s, or set "
-                "RAY_ADDRESS to a larger cluster"
-            )
 
 
 def _result(row: Row, size: int) -> Result:
@@ -149,10 +136,13 @@ class ScorePictures:
     def __call__(self, row: Row) -> Row:
         """Draw one batch of scenes and judge each picture."""
         try:
-            paint = self._painter(row["entry"])
+            return {**row, **self._score(row), "refused": ""}
         except UserError as error:
             nothing = {"verdicts": "[]", "pictures": b"", "seconds": 0.0}
             return {**row, **nothing, "refused": str(error)}
+
+    def _score(self, row: Row) -> Row:
+        paint = self._painter(row["entry"])
         kind, start, stop = row["kind"], row["start"], row["stop"]
         scenes = self.scenes[kind][start:stop]
         begin = time.monotonic()
@@ -160,11 +150,9 @@ class ScorePictures:
         seconds = time.monotonic() - begin
         pairs = zip(pictures, scenes, strict=True)
         return {
-            **row,
             "verdicts": json.dumps([asdict(verify(picture, scene)) for picture, scene in pairs]),
             "pictures": pictures[: max(0, SHOWN - start)].tobytes(),
             "seconds": seconds,
-            "refused": "",
         }
 
     def _painter(self, name: str) -> Painter:

@@ -1,17 +1,16 @@
-"""`--dry-run`: what a stage would read, make and take. It starts and writes nothing."""
+"""`--dry-run`: what a stage would read, make and take. It starts and writes nothing.
+
+Whether it would run at all, the stage itself says: it alone knows what its digest is made of.
+"""
 
 import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ldm_core.files import exists, join
 from pipelines.recipes.schema import Recipe
-from pipelines.stage import Options, Record, read_record, stage_digest
-
-StageFunction = Callable[[Recipe, Options], Record | None]
+from pipelines.stage import read_record
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,8 @@ STAGES = {
 }
 
 
-def preview(name: str, recipe: Recipe, run: StageFunction, options: Options) -> None:
-    """Print what `run`, the stage's function, would do.
-
-    Raises:
-        UserError: what the stage itself would refuse at the door.
-    """
+def preview(name: str, recipe: Recipe) -> None:
+    """Print what a stage would read, make and take."""
     stage = STAGES[name]
     for each, (uri, mark) in stage.inputs(recipe).items():
         there = "there" if exists(join(uri, mark) if mark else uri) else "missing"
@@ -75,60 +70,11 @@ def preview(name: str, recipe: Recipe, run: StageFunction, options: Options) -> 
             print(f"  takes    {'workers':<12} {workers['count']}, with {each} each")
     for label, value in _cost(name, recipe).items():
         print(f"  takes    {label:<12} {value}")
-    print(f"{name}: {_verdict(name, recipe, run, options)}", flush=True)
 
 
 def _made(product: str) -> str:
     record = read_record(product)
     return f"made by run {record.run_id} in {record.seconds:.0f}s" if record else "not made yet"
-
-
-def _verdict(name: str, recipe: Recipe, run: StageFunction, options: Options) -> str:
-    """Whether the stage would do anything."""
-    if name == "encode" and _text_encoders_missing(recipe):
-        return "would run, and build the tiny text encoders"
-    with _stopped_at_the_door(run) as fresh:
-        run(recipe, options)
-    if not fresh:
-        return "has nothing to do"
-    return "is up to date (--force makes it again)" if fresh[0] else "would run"
-
-
-@contextmanager
-def _stopped_at_the_door(run: StageFunction) -> Iterator[list[bool]]:
-    """Let the stage decide what it is about to do, and note whether that is done already.
-
-    Only the stage knows what its digest is made of; so it runs up to `run_stage`, for which this
-    stands in.
-    """
-    fresh: list[bool] = []
-
-    def stand_in(
-        recipe: Recipe,
-        stage: str,
-        product: str,
-        sections: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        work: Any,
-        options: Options,
-    ) -> None:
-        record = read_record(product)
-        digest = stage_digest(sections, inputs)
-        fresh.append(record is not None and record.digest == digest and not options.force)
-
-    module: Any = sys.modules[run.__module__]
-    real, module.run_stage = module.run_stage, stand_in
-    try:
-        yield fresh
-    finally:
-        module.run_stage = real
-
-
-def _text_encoders_missing(recipe: Recipe) -> bool:
-    pairs = ((recipe.text.t5, recipe.t5_uri), (recipe.text.clip, recipe.clip_uri))
-    return any(
-        source == "tiny" and not exists(join(uri, "tokenizer_config.json")) for source, uri in pairs
-    )
 
 
 def _cost(name: str, recipe: Recipe) -> dict[str, str]:

@@ -2,15 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-T = TypeVar("T")
 PLAIN_EVERY_S = 10.0
 
 
@@ -55,12 +52,6 @@ class Progress:
             self._shown = now
             left = f"ETA {(self.total - done) / rate:.0f}s" if rate > 0 else "ETA ?"
             print(f"[{self.stage}] {done}/{self.total} {self.unit} {left} {text}", flush=True)
-
-    def over(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, counting each one done when the next is asked for."""
-        for index, item in enumerate(items):
-            yield item
-            self.update(index + 1)
 
 
 def _rich_bar() -> RichProgress:

@@ -14,6 +14,8 @@ os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
 
 import ray
 
+from ldm_core.errors import UserError
+
 FORWARDED = ("AWS_", "MLFLOW_", "OMP_", "TOKENIZERS_", "LDM_")
 
 
@@ -53,6 +55,28 @@ def start(verbose: bool = False) -> None:
         runtime_env={"env_vars": worker_environment()},
     )
     quiet(verbose)
+
+
+def check_room(section: str, cpus: float, gpus: float) -> None:
+    """Refuse what this machine does not have, as Ray waits for it without end.
+
+    Args:
+        section: of the recipe, whose workers ask for it.
+        cpus: that must be free at once.
+        gpus: the same.
+
+    Raises:
+        UserError: there are fewer, and no cluster that may still grow.
+    """
+    have = ray.cluster_resources()
+    need = {"CPU": cpus, "GPU": gpus}
+    short = {name: n for name, n in need.items() if n > have.get(name, 0)}
+    if short and "RAY_ADDRESS" not in os.environ:
+        asked = ", ".join(f"{n:g} {name} of {have.get(name, 0):g}" for name, n in short.items())
+        raise UserError(
+            f"{section} needs {asked} on this machine: lower {section}.workers.count, .cpus or "
+            ".gpus, or set RAY_ADDRESS to a larger cluster"
+        )
 
 
 def quiet(verbose: bool) -> None:

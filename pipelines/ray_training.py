@@ -5,8 +5,7 @@ A worker function gets a `Job`; whatever it needs to go on after a kill is in th
 
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from ldm_core.errors import UserError
 from ldm_core.files import absolute, filesystem, is_remote, join, remove
+from ldm_core.training.ema import Ema
+from ldm_core.training.step import TrainingStep
 from pipelines.progress import Progress
-from pipelines.ray_runtime import start
+from pipelines.ray_runtime import check_room, start
 from pipelines.recipes.schema import Recipe, Workers
 from pipelines.stage import Context, checkpoint_place
 from pipelines.tracking import Run
@@ -57,12 +58,22 @@ class Job:
     board: Any
     workers: Workers
 
-    def device(self) -> torch.device:
-        """This worker's device; a CPU worker also takes no more threads than its share."""
+    def place(self) -> tuple[int, int, torch.device]:
+        """Of this worker: its rank, the number of workers, and its device.
+
+        A CPU worker also takes no more threads than its share.
+        """
+        context = ray.train.get_context()
+        rank, world = context.get_world_rank(), context.get_world_size()
         if self.workers.gpus:
-            return torch.device(ray.train.torch.get_device())
-        torch.set_num_threads(max(1, int(self.workers.cpus)))
-        return torch.device("cpu")
+            return rank, world, torch.device(ray.train.torch.get_device())
+        torch.set_num_threads(self.workers.threads)
+        return rank, world, torch.device("cpu")
+
+    def log(self, done: int, figures: Mapping[str, float], note: str) -> None:
+        """What the run and the driver's bar are told when `done` steps are finished."""
+        self.run.metrics(figures, done)
+        self.board.post.remote(done, note)
 
 
 def fit(
@@ -81,7 +92,7 @@ def fit(
         UserError: raised by a worker, or the cause of a failure that the retries did not mend.
     """
     start(context.options.verbose)
-    _check_resources(workers)
+    check_room(context.stage, workers.count * workers.cpus, workers.count * workers.gpus)
     folder, name = checkpoint_place(context.recipe, context.product, context.digest)
     if context.options.force:
         remove(join(folder, name))  # else Ray Train would go on from the end
@@ -132,16 +143,6 @@ def _storage(folder: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": wrapped}
 
 
-def _check_resources(workers: Workers) -> None:
-    have = ray.cluster_resources()
-    for kind, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
-        if workers.count * each > have.get(kind, 0):
-            raise UserError(
-                f"{workers.count} workers with {each:g} {kind} each need more than the cluster's "
-                f"{have.get(kind, 0):g} {kind}; lower workers.count or workers.{kind.lower()}s"
-            )
-
-
 @contextmanager
 def _watching(board: Any, bar: Progress) -> Iterator[None]:
     stop = threading.Event()
@@ -176,59 +177,37 @@ def _cause(error: Exception) -> Exception:
 # On the workers
 
 
-def restore() -> dict[str, Any] | None:
-    """The state of the last checkpoint, or None at the very beginning."""
+def restore(update: TrainingStep, ema: Ema | None = None) -> int:
+    """Go back to the last checkpoint if there is one; returns how many steps are done."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return None
+        return 0
     with checkpoint.as_directory() as folder:
-        state: dict[str, Any] = torch.load(
-            Path(folder, STATE), weights_only=True, map_location="cpu"
-        )
-    return state
+        state = torch.load(Path(folder, STATE), weights_only=True, map_location="cpu")
+    update.network.load_state_dict(state["network"])
+    update.optimizers.load_state_dict(state["optimizers"])
+    if ema:
+        ema.load_state_dict(state["ema"], state["ema_updates"])
+    return int(state["step"])
 
 
-def save(state: Callable[[], dict[str, Any]], metrics: dict[str, float]) -> None:
-    """Report metrics from all workers, and with them a checkpoint from the first.
-
-    Args:
-        state: called on the first worker only; tensors and plain values.
-        metrics: of this worker.
-    """
+def save(update: TrainingStep, ema: Ema | None, done: int) -> None:
+    """Report from every worker that `done` steps are finished, and a checkpoint from the first."""
     if ray.train.get_context().get_world_rank():
-        ray.train.report(metrics)
+        ray.train.report({"step": done})
         return
+    state = {
+        "network": update.network.state_dict(),
+        "optimizers": update.optimizers.state_dict(),
+        "step": done,
+    }
+    if ema:
+        state |= {"ema": ema.state_dict(), "ema_updates": ema.updates}
     with tempfile.TemporaryDirectory(prefix="ldm-checkpoint-") as folder:
-        torch.save(state(), Path(folder, STATE))
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        torch.save(state, Path(folder, STATE))
+        ray.train.report({"step": done}, checkpoint=Checkpoint.from_directory(folder))
 
 
-class Meter:
-    """Samples per second and the share of time spent waiting for data, since it was last read."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._start, self._waited, self._samples = time.monotonic(), 0.0, 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent here is waiting for data."""
-        begin = time.monotonic()
-        yield
-        self._waited += time.monotonic() - begin
-
-    def count(self, samples: int) -> None:
-        """Samples that a step of all workers used."""
-        self._samples += samples
-
-    def read(self) -> dict[str, float]:
-        """The figures, and start anew."""
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        figures = {
-            "samples_per_second": self._samples / elapsed,
-            "data_wait_share": self._waited / elapsed,
-        }
-        self._reset()
-        return figures
+def due(done: int, every: int, steps: int) -> bool:
+    """Whether what is done every so often is to be done now; at the end it always is."""
+    return done % every == 0 or done == steps

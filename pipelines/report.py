@@ -89,9 +89,8 @@ def stage_views(recipe: Recipe) -> list[StageView]:
 
 
 def _autoencoder_words(recipe: Recipe, record: Record) -> tuple[str, str]:
-    section = recipe.autoencoder
-    rate = _rate(section.steps * section.batch_size, record, "pictures")
-    return rate, f"{record.summary.get('psnr', float('nan')):.1f} dB PSNR on held-out pictures"
+    note = f"{record.summary.get('psnr', float('nan')):.1f} dB PSNR on held-out pictures"
+    return _trained_at(record, "pictures"), note
 
 
 def _encode_words(recipe: Recipe, record: Record) -> tuple[str, str]:
@@ -107,24 +106,29 @@ def _encode_words(recipe: Recipe, record: Record) -> tuple[str, str]:
 def _train_words(recipe: Recipe, record: Record) -> tuple[str, str]:
     parameters = record.summary.get("parameters", 0) / 1e6
     note = f"{parameters:.1f} M parameters, {recipe.train.steps} steps"
-    return _rate(recipe.train.steps * recipe.train.batch_size, record, "samples"), note
+    return _trained_at(record, "samples"), note
 
 
 def _distill_words(recipe: Recipe, record: Record) -> tuple[str, str]:
     section = recipe.distill
     note = f"for {section.student_steps} steps, guidance {section.guidance:g} folded in"
-    return _rate(section.steps * section.batch_size, record, "samples"), note
+    return _trained_at(record, "samples"), note
 
 
 def _evaluate_words(recipe: Recipe, record: Record) -> tuple[str, str]:
     names = {key.split("/")[0] for key in record.summary}
     captions = recipe.evaluate.single_prompts + recipe.evaluate.double_prompts
-    rate = _rate(captions * len(names), record, "pictures")
-    return rate, f"{captions} captions for each of {len(names)}"
+    rate = captions * len(names) / max(record.seconds, 1e-9)
+    return _rate(rate, "pictures"), f"{captions} captions for each of {len(names)}"
 
 
-def _rate(count: int, record: Record, unit: str) -> str:
-    rate = count / max(record.seconds, 1e-9)
+def _trained_at(record: Record, unit: str) -> str:
+    """The workers' own rate: the record's seconds are those of the last attempt alone."""
+    rate = record.summary.get("mean_samples_per_second", 0)
+    return _rate(rate, unit) if rate else ""
+
+
+def _rate(rate: float, unit: str) -> str:
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s"
 
 

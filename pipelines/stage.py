@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ldm_core.files import exists, join, read_json, remove, write_json
+from pipelines.credentials import masked
 from pipelines.progress import Progress
 from pipelines.recipes.schema import Recipe
 from pipelines.tracking import Run, track
@@ -21,6 +22,7 @@ class Options:
 
     verbose: bool = False
     force: bool = False
+    dry_run: bool = False
 
 
 class Record(BaseModel):
@@ -36,11 +38,15 @@ class Record(BaseModel):
     summary: dict[str, Any]
 
 
+StageFunction = Callable[[Recipe, Options], Record | None]
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage's work gets: its MLflow run, a progress bar, the digest of what decides it."""
 
     recipe: Recipe
+    stage: str
     run: Run
     digest: str
     product: str
@@ -64,6 +70,11 @@ def read_record(product: str) -> Record | None:
     return Record.model_validate(read_json(uri)) if exists(uri) else None
 
 
+def say_verdict(stage: str, verdict: str) -> None:
+    """The last line of a dry run."""
+    print(f"{stage}: {verdict}", flush=True)
+
+
 def checkpoint_place(recipe: Recipe, product: str, digest: str) -> tuple[str, str]:
     """Folder and name of a stage's checkpoints, which outlive everything but its record."""
     return join(recipe.root, "checkpoints"), f"{product.rsplit('/', 1)[-1]}-{digest}"
@@ -77,8 +88,10 @@ def run_stage(
     inputs: Mapping[str, str],
     work: Callable[[Context], dict[str, Any]],
     options: Options,
-) -> Record:
+) -> Record | None:
     """Run `work` unless the product already is what it would make; write the record last.
+
+    In a dry run it only says which of the two it would be, and returns None if it would work.
 
     Args:
         recipe: the resolved recipe.
@@ -87,17 +100,21 @@ def run_stage(
         sections: the settings that decide the result (not those that only say how fast).
         inputs: product name -> digest of each input.
         work: does it, and returns a summary for the record.
-        options: verbose, force.
+        options: verbose, force, dry run.
     """
     digest = stage_digest(sections, inputs)
     record = read_record(product)
-    if record and record.digest == digest and not options.force:
+    fresh = record is not None and record.digest == digest and not options.force
+    if options.dry_run:
+        say_verdict(stage, "is up to date (--force makes it again)" if fresh else "would run")
+        return record if fresh else None
+    if fresh:
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
     start = time.monotonic()
-    with track(recipe, stage, digest, parents={}) as run:
+    with track(recipe, stage, digest, product) as run:
         run.tags({f"input.{name}": value for name, value in inputs.items()})
-        summary = work(Context(recipe, run, digest, product, inputs, options))
+        summary = work(Context(recipe, stage, run, digest, product, inputs, options))
         seconds = time.monotonic() - start
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         run.metrics({**numbers, "stage_seconds": seconds})
@@ -105,7 +122,7 @@ def run_stage(
         stage=stage,
         digest=digest,
         run_id=run.id,
-        tracking_uri=run.uri,
+        tracking_uri=masked(run.uri),
         product=product,
         inputs=dict(inputs),
         seconds=seconds,

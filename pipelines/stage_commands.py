@@ -18,7 +18,7 @@ from pipelines.cli_options import (
 from pipelines.recipe_options import Arguments
 
 if TYPE_CHECKING:
-    from pipelines.preview import StageFunction
+    from pipelines.stage import StageFunction
 
 Command = Callable[..., None]
 
@@ -115,11 +115,10 @@ def _stage_command(name: str, load: Callable[[], "StageFunction"], next_name: st
         from pipelines.preview import preview
         from pipelines.stage import Options
 
-        options = Options(verbose=verbose, force=force)
         if dry_run:
-            preview(name, resolved, run, options)
-            return
-        run(resolved, options)
-        print(f"next: {arguments.command(next_name)}", flush=True)
+            preview(name, resolved)
+        run(resolved, Options(verbose, force, dry_run))
+        if not dry_run:
+            print(f"next: {arguments.command(next_name)}", flush=True)
 
     return command

@@ -8,7 +8,6 @@ must be `s3://` URIs or on a disk that all machines share.
 import asyncio
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 from ldm_core.errors import UserError
 from ldm_core.files import absolute, exists, is_remote
+from pipelines.credentials import masked
 from pipelines.exit_codes import INTERRUPTED, JobFailed
 from pipelines.recipe_options import Arguments
 from pipelines.recipes.schema import Recipe
@@ -32,7 +32,6 @@ SHOWN = frozenset(
     {"AWS_ALLOW_HTTP", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_REGION"}
     | {"AWS_REQUEST_CHECKSUM_CALCULATION", "MLFLOW_TRACKING_URI"}
 )
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]+(?=@)")
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ class Submission:
 
     def command(self) -> str:
         """The same as a `ray job submit` line, with secrets masked."""
-        masked = {name: _masked(name, value) for name, value in self._variables().items()}
-        shown = {**self.runtime_env, "env_vars": masked}
+        variables = {name: _shown(name, value) for name, value in self._variables().items()}
+        shown = {**self.runtime_env, "env_vars": variables}
         working_dir = shown.pop("working_dir")
         options = ["--address", self.address, "--working-dir", working_dir]
         words = ["ray", "job", "submit", *options, "--runtime-env-json", json.dumps(shown)]
-        return f"{shlex.join(words)} -- {self.entrypoint}"
+        return f"{shlex.join(words)} -- {masked(self.entrypoint)}"
 
     def _variables(self) -> dict[str, str]:
         variables: dict[str, str] = self.runtime_env["env_vars"]
@@ -186,5 +185,5 @@ def _absolute_overrides(recipe: Recipe) -> list[str]:
     ]
 
 
-def _masked(name: str, value: str) -> str:
-    return _CREDENTIALS.sub("***", value) if name in SHOWN else "***"
+def _shown(name: str, value: str) -> str:
+    return masked(value) if name in SHOWN else "***"

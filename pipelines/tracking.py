@@ -15,15 +15,27 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, is_remote
+from ldm_core.files import absolute, exists, is_remote, join, read_json
+from pipelines.credentials import masked
 from pipelines.recipes.schema import Recipe
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def tracking_uri(recipe: Recipe) -> str:
-    """The recipe's, else MLFLOW_TRACKING_URI, else sqlite beside the products."""
-    return _chosen(recipe) or f"sqlite:///{_local_folder(recipe)}/mlflow.db"
+    """The recipe's, else MLFLOW_TRACKING_URI, else sqlite beside the products.
+
+    Raises:
+        UserError: the workers of a cluster would not reach that sqlite.
+    """
+    chosen = _chosen(recipe)
+    if not chosen and is_remote(recipe.root) and "RAY_ADDRESS" in os.environ:
+        raise UserError(
+            f"root {recipe.root} with RAY_ADDRESS={os.environ['RAY_ADDRESS']} needs an MLflow "
+            "server that the whole cluster reaches: set MLFLOW_TRACKING_URI, or "
+            "--set tracking_uri=http://HOST:5000"
+        )
+    return chosen or f"sqlite:///{_local_folder(recipe)}/mlflow.db"
 
 
 def _chosen(recipe: Recipe) -> str | None:
@@ -56,11 +68,6 @@ class Run:
         for key, value in values.items():
             self.client.log_metric(self.id, key, float(value), step=step)
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        """Log what was chosen."""
-        for key, value in values.items():
-            self.client.log_param(self.id, key, value)
-
     def tags(self, values: Mapping[str, Any]) -> None:
         """Tag the run."""
         for key, value in values.items():
@@ -86,14 +93,14 @@ class Run:
 
 
 @contextmanager
-def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -> Iterator[Run]:
-    """The stage's run: the unfinished one of the same digest if a kill left one, else a new one.
+def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run]:
+    """The stage's run: the unfinished one of this product if a kill left one, else a new one.
 
     Args:
-        recipe: logged in full as `recipe.json`.
+        recipe: logged in full as `recipe.json`, but for passwords.
         stage: name of the stage, also the run's name.
         digest: of everything that decides the result.
-        parents: product name -> MLflow run id it came from; logged as tags.
+        product: URI of what it makes: another root's run of the same digest is not this one's.
     """
     client = MlflowClient(tracking_uri=tracking_uri(recipe))
     experiment = client.get_experiment_by_name(recipe.experiment)
@@ -102,9 +109,8 @@ def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -
     else:  # MLflow's own choice for files beside a database is ./mlruns, wherever one happens to be
         place = None if _chosen(recipe) else f"{_local_folder(recipe)}/mlruns"
         experiment_id = client.create_experiment(recipe.experiment, artifact_location=place)
-    run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest))
-    run.tags({"stage": stage, **{f"parent.{name}": value for name, value in parents.items()}})
-    run.document(recipe.model_dump(mode="json"), "recipe.json")
+    run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest, product))
+    run.document(json.loads(masked(recipe.model_dump_json())), "recipe.json")
     try:
         yield run
     except BaseException:
@@ -113,29 +119,34 @@ def track(recipe: Recipe, stage: str, digest: str, parents: Mapping[str, str]) -
     client.set_terminated(run.id, RunStatus.to_string(RunStatus.FINISHED))
 
 
-def _open_run(client: MlflowClient, experiment_id: str, stage: str, digest: str) -> str:
+def _open_run(
+    client: MlflowClient, experiment_id: str, stage: str, digest: str, product: str
+) -> str:
     unfinished = client.search_runs(
         [experiment_id],
         f"tags.digest = '{digest}' and tags.stage = '{stage}' and attributes.status != 'FINISHED'",
-        max_results=1,
     )
-    if unfinished:
-        client.update_run(unfinished[0].info.run_id, RunStatus.to_string(RunStatus.RUNNING))
-        return str(unfinished[0].info.run_id)
-    created = client.create_run(
-        experiment_id, run_name=stage, tags={"digest": digest, "stage": stage}
-    )
-    return str(created.info.run_id)
+    for run in unfinished:  # compared here: a path may hold any quote the filter would end at
+        if run.data.tags.get("product") == product:
+            client.update_run(run.info.run_id, RunStatus.to_string(RunStatus.RUNNING))
+            return str(run.info.run_id)
+    tags = {"digest": digest, "stage": stage, "product": product}
+    return str(client.create_run(experiment_id, run_name=stage, tags=tags).info.run_id)
 
 
-def register_model(run: Run, name: str, uri: str, alias: str) -> str:
-    """Register the model directory at `uri` as the next version of `name`, under an alias."""
+def register_model(run: Run, name: str, uri: str, digest: str, alias: str) -> str:
+    """Register the model directory at `uri` as the next version of `name`, under an alias.
+
+    The version is tagged with the model's digest: the next model is written to the same folder.
+    """
     try:
         run.client.create_registered_model(name)
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = run.client.create_model_version(name, source=absolute(uri), run_id=run.id)
+    version = run.client.create_model_version(
+        name, source=absolute(uri), run_id=run.id, tags={"digest": digest}
+    )
     run.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
 
@@ -144,7 +155,8 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
     """`models:/name@alias` or `models:/name/3` to the model directory's URI; others unchanged.
 
     Raises:
-        UserError: the registry knows no such model, version or alias.
+        UserError: the registry knows no such model, version or alias, or its folder now holds
+            another model.
     """
     if not uri.startswith("models:/"):
         return uri
@@ -153,11 +165,25 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
     try:
         if "@" in name:
             model, alias = name.split("@", 1)
-            return str(client.get_model_version_by_alias(model, alias).source)
-        model, version = name.split("/", 1)
-        return str(client.get_model_version(model, version).source)
+            found = client.get_model_version_by_alias(model, alias)
+        else:
+            model, version = name.split("/", 1)
+            found = client.get_model_version(model, version)
     except (mlflow.exceptions.MlflowException, ValueError) as error:
         raise UserError(
-            f"the registry {client.tracking_uri} has no {uri} ({error}); set MLFLOW_TRACKING_URI "
-            "to the one that does, or pass the model's folder"
+            masked(f"the registry {client.tracking_uri} has no {uri} ({error}); ")
+            + "set MLFLOW_TRACKING_URI to the one that does, or pass the model's folder"
         ) from error
+    _check_folder(uri, str(found.source), found.tags.get("digest"))
+    return str(found.source)
+
+
+def _check_folder(uri: str, folder: str, digest: str | None) -> None:
+    """Refuse a version whose folder a later run has written anew, as its record tells."""
+    record = join(folder, "record.json")
+    there = read_json(record)["summary"].get("digest") if exists(record) else None
+    if digest and there and digest != there:
+        raise UserError(
+            f"{uri} is the model {digest}, but {folder} now holds {there}: name the version "
+            "registered last, or put the old model back"
+        )

@@ -4,8 +4,7 @@ list the pictures -> train under Ray Train -> measure -> mean and std per channe
 """
 
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,22 +21,23 @@ from ldm_core.autoencoders.training import (
     new_autoencoder,
     psnr,
 )
-from ldm_core.errors import BadMedia, UserError
-from ldm_core.files import upload_folder
+from ldm_core.files import file_sizes, upload_folder
 from ldm_core.generation import grid_image
 from ldm_core.latents.ledger import fingerprint
-from ldm_core.latents.reader import SamplePlan, sample_key
-from ldm_core.media.decode import decode_image, fit_to_square, to_image, to_pixels
-from ldm_core.media.folder import list_captioned_images, read_bytes
+from ldm_core.latents.reader import SamplePlan
+from ldm_core.media.decode import to_image
+from ldm_core.media.folder import list_captioned_images
 from ldm_core.training.optimizers import hidden_kernels, muon_and_adamw, warmup_then_decay
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
-from pipelines.ray_training import Job, Meter, fit, restore, save
-from pipelines.recipes.schema import Recipe
-from pipelines.stage import Context, Options, Record, run_stage
+from pipelines.meter import Meter
+from pipelines.picture_reader import Pictures, split
+from pipelines.ray_training import Job, due, fit, restore, save
+from pipelines.recipes.schema import AutoencoderSection, Recipe
+from pipelines.stage import Context, Options, Record, run_stage, say_verdict
 
-HELD_OUT = 64
 STATISTICS = 512
+WARMUP_STEPS, LOG_EVERY = 20, 20
 
 
 def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
@@ -50,138 +50,101 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
     section = recipe.autoencoder
     if section.source != "train":
         print(f"[autoencoder] nothing to train: the recipe takes {section.source}", flush=True)
+        if options.dry_run:
+            say_verdict("autoencoder", "has nothing to do")
         return None
-    pictures = [image.id for image in list_captioned_images(recipe.data).images]
+    images, sizes = list_captioned_images(recipe.data).images, file_sizes(recipe.data)
 
     def work(context: Context) -> dict[str, Any]:
-        print(f"[autoencoder] {len(pictures)} pictures, {section.steps} steps", flush=True)
+        print(f"[autoencoder] {len(images)} pictures, {section.steps} steps", flush=True)
         return fit(context, worker, section.workers, section.steps, recipe.train.max_failures)
 
     sections = {
         "autoencoder": section.model_dump(mode="json", exclude={"workers", "checkpoint_every"}),
         "size": recipe.size,
         "seed": recipe.seed,
+        "precision": recipe.precision,
     }
-    inputs = {"data": fingerprint(pictures)[:16]}
+    inputs = {"data": fingerprint([(image.id, sizes.get(image.uri)) for image in images])[:16]}
     return run_stage(
         recipe, "autoencoder", recipe.product("autoencoder"), sections, inputs, work, options
     )
-
-
-class Pictures:
-    """The folder's pictures as tensors, decoded once; unusable ones give way to their neighbour."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.images = list_captioned_images(recipe.data).images
-        self.size = recipe.size
-        self._pool = ThreadPoolExecutor(4)
-        self._read = lru_cache(maxsize=50_000)(self._decode)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W) in [-1, 1] and int64 ids (B,)."""
-        found = list(self._pool.map(self._usable, rows.tolist()))
-        pixels = torch.stack([to_pixels(array) for _, array in found])
-        return pixels.contiguous(memory_format=torch.channels_last), torch.tensor(
-            [sample_key(self.images[row].id) for row, _ in found]
-        )
-
-    def _decode(self, row: int) -> np.ndarray | None:
-        try:
-            return fit_to_square(decode_image(read_bytes(self.images[row].uri)), self.size)[0]
-        except BadMedia:
-            return None  # the encode stage reports it with its reason
-
-    def _usable(self, row: int) -> tuple[int, np.ndarray]:
-        for offset in range(len(self)):
-            candidate = (row + offset) % len(self)
-            array = self._read(candidate)
-            if array is not None:
-                return candidate, array
-        raise UserError(f"none of the {len(self)} pictures can be decoded; see `ldm encode`")
 
 
 def worker(config: dict[str, Job]) -> dict[str, Any]:
     """One Ray Train worker; returns the figures of the finished run."""
     job = config["job"]
     recipe, section = job.recipe, job.recipe.autoencoder
-    context = ray.train.get_context()
-    rank, world, device = context.get_world_rank(), context.get_world_size(), job.device()
+    rank, world, device = job.place()
     pictures = Pictures(recipe)
-    held_out = min(HELD_OUT, max(1, len(pictures) // 16))
-    plan = SamplePlan(recipe.seed, max(1, len(pictures) - held_out), section.batch_size)
+    rows, held_out = split(len(pictures), recipe.seed)
+    plan = SamplePlan(recipe.seed, len(rows), section.batch_size)
+    latent = (section.channels, *(recipe.size // section.downsampling,) * 2)
+    update = _new_update(recipe, rank, world, device)
+    first = restore(update)
+    reconstruct = ray.train.torch.prepare_model(
+        Reconstruction(update.network), move_to_device=False
+    )
 
-    network = new_autoencoder(
-        section.block_channels,
-        section.channels,
-        section.layers_per_block,
-        recipe.size,
-        recipe.seed,
-    ).to(device)
-    dtype = compute_dtype(device, recipe.precision)
+    def read(step: int) -> tuple[Tensor, Tensor]:
+        pixels, ids = pictures.batch(rows[plan.rows_at(step, rank, world)[0]])
+        eps = random.normal(recipe.seed, "posterior", step, ids, latent)
+        return pixels.to(device), eps.to(device)
+
+    meter = Meter()
+    for step, (pixels, eps) in meter.waiting_for(prefetch(read, first, section.steps)):
+        loss = partial(_loss, section, reconstruct, pixels, eps)
+        result = update(loss, warmup_then_decay(step, section.steps, WARMUP_STEPS, 0.4))
+        meter.count(section.batch_size)
+        done = step + 1
+        if rank == 0 and due(done, LOG_EVERY, section.steps):
+            figures = {"loss": result.loss, "skipped_steps": update.skipped, **meter.read()}
+            job.log(done, figures, f"loss {result.loss:.4f}")
+        if done % section.checkpoint_every == 0 and done < section.steps:
+            save(update, None, done)
+    if rank:
+        return {}
+    return {**meter.mean(), **_finish(job, update.network, pictures, rows, held_out, device)}
+
+
+def _new_update(recipe: Recipe, rank: int, world: int, device: torch.device) -> TrainingStep:
+    section, dtype = recipe.autoencoder, compute_dtype(device, recipe.precision)
+    levels = (section.block_channels, section.channels, section.layers_per_block)
+    network = new_autoencoder(*levels, recipe.size, recipe.seed).to(device)
     optimizers = muon_and_adamw(
         network, hidden_kernels(network), section.learning_rate, 0.0, dtype, rank, world
     )
-    first = 0
-    if state := restore():
-        network.load_state_dict(state["network"])
-        optimizers.load_state_dict(state["optimizers"])
-        first = state["step"]
-    reconstruct = ray.train.torch.prepare_model(Reconstruction(network), move_to_device=False)
-    update = TrainingStep(network, optimizers, device, dtype, clip_norm=1.0)
-    latent = (section.channels, *(recipe.size // section.downsampling,) * 2)
+    return TrainingStep(network, optimizers, device, dtype, clip_norm=1.0)
 
-    def read(step: int) -> tuple[Tensor, Tensor]:
-        pixels, ids = pictures.batch(plan.rows_at(step, rank, world)[0])
-        return pixels.to(device), random.normal(recipe.seed, "posterior", step, ids, latent)
 
-    meter = Meter()
-    batches = prefetch(read, first, section.steps)
-    for step in range(first, section.steps):
-        with meter.waiting():
-            _, (pixels, eps) = next(batches)
-
-        def losses(pixels: Tensor = pixels, eps: Tensor = eps) -> Tensor:
-            decoded, mean, logvar = reconstruct(pixels, eps.to(device))
-            return autoencoder_loss(
-                pixels,
-                decoded.float(),
-                Posterior(mean.float(), logvar.float()),
-                section.kl_weight,
-                section.perceptual_weight,
-            ).total
-
-        result = update(losses, warmup_then_decay(step, section.steps, 20, 0.4))
-        meter.count(section.batch_size)
-        done = step + 1
-        if rank == 0 and (done % 20 == 0 or done == section.steps):
-            figures = meter.read()
-            job.run.metrics({"loss": result.loss, "skipped": update.skipped, **figures}, done)
-            job.board.post.remote(done, f"loss {result.loss:.4f}")
-        if done % section.checkpoint_every == 0 and done < section.steps:
-            save(
-                lambda done=done: {  # type: ignore[misc]
-                    "network": network.state_dict(),
-                    "optimizers": optimizers.state_dict(),
-                    "step": done,
-                },
-                {"step": done},
-            )
-    return _finish(job, network, pictures, held_out, device) if rank == 0 else {}
+def _loss(
+    section: AutoencoderSection, reconstruct: torch.nn.Module, pixels: Tensor, eps: Tensor
+) -> Tensor:
+    """(B,), in float32 whatever the network computes in."""
+    decoded, mean, logvar = reconstruct(pixels, eps)
+    return autoencoder_loss(
+        pixels,
+        decoded.float(),
+        Posterior(mean.float(), logvar.float()),
+        section.kl_weight,
+        section.perceptual_weight,
+    ).total
 
 
 def _finish(
-    job: Job, network: Any, pictures: Pictures, held_out: int, device: torch.device
+    job: Job,
+    network: Any,
+    pictures: Pictures,
+    rows: np.ndarray,
+    held_out: np.ndarray,
+    device: torch.device,
 ) -> dict[str, float]:
     """Measure, keep the statistics in the config where diffusers keeps them, and save."""
     autoencoder = DiffusersAutoencoder(network, "", device)
+    some = rows[:STATISTICS]
     posteriors = [
-        autoencoder.encode(pictures.batch(rows)[0])
-        for rows in np.array_split(
-            np.arange(min(STATISTICS, len(pictures))), -(-min(STATISTICS, len(pictures)) // 64)
-        )
+        autoencoder.encode(pictures.batch(some[start : start + 64])[0])
+        for start in range(0, len(some), 64)
     ]
     mean, std = latent_statistics(
         Posterior(
@@ -190,7 +153,7 @@ def _finish(
         )
     )
     network.register_to_config(latents_mean=mean, latents_std=std)
-    pixels, _ = pictures.batch(np.arange(len(pictures) - held_out, len(pictures)))
+    pixels, _ = pictures.batch(held_out)
     decoded = autoencoder.decode(autoencoder.encode(pixels).mean).cpu()
     figures = {"psnr": float(psnr(pixels, decoded).mean()), "latent_std": float(np.mean(std))}
     job.run.metrics(figures, job.recipe.autoencoder.steps)

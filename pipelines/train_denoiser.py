@@ -6,55 +6,53 @@ The order of samples, noise, timesteps and dropped captions are functions of (se
 so that neither worker count nor a restart changes what is trained on.
 """
 
+from functools import partial
 from typing import Any
 
-import numpy as np
 import ray.train.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.backbones.dit import DiT, DiTConfig
-from ldm_core.conditioning.text import TextCondition
-from ldm_core.diffusion.denoiser import Denoiser
-from ldm_core.diffusion.prediction import Prediction
-from ldm_core.diffusion.process import FlowProcess
-from ldm_core.diffusion.timesteps import linear_grid, logit_normal
-from ldm_core.generation import grid_image
-from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
+from ldm_core.conditioning.text import TextCondition, drop_captions
+from ldm_core.diffusion.denoiser import Network
+from ldm_core.diffusion.timesteps import logit_normal
+from ldm_core.errors import UserError
+from ldm_core.latents.manifest import Manifest
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
 from ldm_core.latents.store import LatentStore, StoreVersion
-from ldm_core.media.decode import to_image
 from ldm_core.model_directory import ModelConfig, Reference, save_model
 from ldm_core.objectives.flow_matching import flow_matching_loss
-from ldm_core.samplers.euler import sample_euler
 from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema
 from ldm_core.training.optimizers import hidden_matrices, muon_and_adamw, warmup_then_decay
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.cards import teacher_card
-from pipelines.ray_training import Job, Meter, fit, restore, save
-from pipelines.recipes.schema import Recipe
+from pipelines.meter import Meter
+from pipelines.ray_training import Job, due, fit, restore, save
+from pipelines.recipe_options import describe_errors
+from pipelines.recipes.schema import Recipe, TrainSection
 from pipelines.stage import Context, Options, Record, run_stage
 from pipelines.tracking import register_model
+from pipelines.training_pictures import TrainingPictures
 
 NOT_IN_DIGEST = frozenset(
     {"workers", "log_every", "sample_every", "checkpoint_every", "max_failures", "compile"}
 )
-PREVIEWS = 8
-PREVIEW_STEPS = 16
 
 
-def train_denoiser(recipe: Recipe, options: Options) -> Record:
+def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     """Train the teacher on the newest published version of the recipe's store.
 
     Raises:
-        UserError: no published version.
+        UserError: no published version, or a width or patch size that does not fit its latents.
     """
     recipe = recipe.located()
     version = LatentStore(recipe.product("latents")).open_version()
     section = recipe.train
+    check_sizes(section, version.manifest)
 
     def work(context: Context) -> dict[str, Any]:
         manifest = version.manifest
@@ -66,30 +64,45 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record:
         )
         summary = fit(context, worker, section.workers, section.steps, section.max_failures)
         name = f"{recipe.model_name}-teacher"
-        summary["registered"] = (
-            f"models:/{name}/{register_model(context.run, name, context.product, 'champion')}"
-        )
-        return summary
+        model = summary["digest"]
+        number = register_model(context.run, name, context.product, model, "champion")
+        return {**summary, "registered": f"models:/{name}/{number}"}
 
     sections = {
         "train": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
         "seed": recipe.seed,
+        "precision": recipe.precision,
     }
     return run_stage(
         recipe,
         "train",
         recipe.product("teacher"),
         sections,
-        {"latents": version.manifest.content[:16], "latents_version": str(version.number)},
+        {"latents": version.manifest.content[:16]},
         work,
         options,
     )
 
 
-def backbone_config(recipe: Recipe, reader: LatentReader) -> DiTConfig:
-    """The transformer that fits the store's latents and embeddings."""
-    channels, height, width = reader.shape
-    section = recipe.train
+def check_sizes(section: TrainSection, manifest: Manifest) -> None:
+    """Refuse here, not in a worker, a transformer that does not fit the store's latents.
+
+    Raises:
+        UserError: a width, number of heads or patch size that does not divide.
+    """
+    for bucket in manifest.buckets:
+        height, width, _ = (int(side) // manifest.downsampling for side in bucket.split("x"))
+        try:  # the manifest does not know the embeddings' widths, and any of them would do
+            backbone_config(section, (manifest.channels, height, width), 1, 1)
+        except ValidationError as error:
+            raise UserError(f"train: {describe_errors(error)}") from error
+
+
+def backbone_config(
+    section: TrainSection, latent: tuple[int, ...], text_width: int, pooled_width: int
+) -> DiTConfig:
+    """The transformer that fits latents (C, h, w) and embeddings of these widths."""
+    channels, height, width = latent
     return DiTConfig(
         in_channels=channels,
         latent_size=(height, width),
@@ -97,24 +110,69 @@ def backbone_config(recipe: Recipe, reader: LatentReader) -> DiTConfig:
         width=section.width,
         depth=section.depth,
         heads=section.heads,
-        text_width=reader.token_width,
-        pooled_width=reader.pooled_width,
+        text_width=text_width,
+        pooled_width=pooled_width,
     )
+
+
+def fitting(section: TrainSection, reader: LatentReader) -> DiTConfig:
+    """The transformer that fits what the reader reads."""
+    return backbone_config(section, reader.shape, reader.token_width, reader.pooled_width)
 
 
 def worker(config: dict[str, Job]) -> dict[str, Any]:
     """One Ray Train worker; returns the figures of the finished run."""
     job = config["job"]
     recipe, section = job.recipe, job.recipe.train
-    context = ray.train.get_context()
-    rank, world, device = context.get_world_rank(), context.get_world_size(), job.device()
+    rank, world, device = job.place()
     reader = LatentReader(pinned_version(job))
     plan = SamplePlan(recipe.seed, len(reader), section.batch_size)
-    null = reader.null_condition().to(device)
-
     torch.manual_seed(recipe.seed)  # the same initial weights on every worker
-    network = DiT(backbone_config(recipe, reader)).to(device)
-    dtype = compute_dtype(device, recipe.precision)
+    network = DiT(fitting(section, reader)).to(device)
+    update = _new_update(recipe, network, rank, world, device)
+    ema = Ema(network, section.ema_decay)
+    first = restore(update, ema)
+    if section.compile:
+        for block in network.blocks:
+            block.compile()
+    model = ray.train.torch.prepare_model(network, move_to_device=False)
+    loss = partial(teacher_loss, recipe, model, reader.null_condition().to(device))
+    pictures = TrainingPictures(job, reader, network.config, device) if rank == 0 else None
+
+    def read(step: int) -> LatentBatch:
+        return reader.batch(*plan.rows_at(step, rank, world), recipe.seed)
+
+    meter = Meter()
+    for step, batch in meter.waiting_for(prefetch(read, first, section.steps)):
+        multiplier = warmup_then_decay(
+            step, section.steps, section.warmup_steps, section.decay_fraction
+        )
+        result = update(partial(loss, batch, step), multiplier)
+        ema.update(network)
+        meter.count(section.batch_size)
+        done = step + 1
+        if rank == 0 and due(done, section.log_every, section.steps):
+            rate = section.learning_rate * multiplier
+            epoch = done * section.batch_size / len(reader)
+            figures = {"learning_rate": rate, "epoch": epoch, "skipped_steps": update.skipped}
+            figures |= {"loss": result.loss, "gradient_norm": result.gradient_norm}
+            job.log(done, figures | meter.read(), f"loss {result.loss:.4f}")
+        if pictures and due(done, section.sample_every, section.steps):
+            pictures.log(ema, done)
+        if done % section.checkpoint_every == 0 and done < section.steps:
+            save(update, ema, done)
+    return _finish(job, reader.version, network, ema, meter) if rank == 0 else {}
+
+
+def pinned_version(job: Job) -> StoreVersion:
+    """A store version of the content the stage began with, also after a restart."""
+    return LatentStore(job.recipe.product("latents")).version_of(job.inputs["latents"])
+
+
+def _new_update(
+    recipe: Recipe, network: DiT, rank: int, world: int, device: torch.device
+) -> TrainingStep:
+    section, dtype = recipe.train, compute_dtype(device, recipe.precision)
     optimizers = muon_and_adamw(
         network,
         hidden_matrices(network.blocks),
@@ -124,118 +182,33 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
         rank,
         world,
     )
-    ema = Ema(network, section.ema_decay)
-    first = 0
-    if state := restore():
-        network.load_state_dict(state["network"])
-        optimizers.load_state_dict(state["optimizers"])
-        ema.load_state_dict(state["ema"], state["ema_updates"])
-        first = state["step"]
-    if section.compile:
-        for block in network.blocks:
-            block.compile()
-    model = ray.train.torch.prepare_model(network, move_to_device=False)
-    update = TrainingStep(network, optimizers, device, dtype, section.clip_norm)
-    preview = Preview(job, reader, device) if rank == 0 else None
-
-    def read(step: int) -> LatentBatch:
-        return reader.batch(*plan.rows_at(step, rank, world), recipe.seed)
-
-    def losses(batch: LatentBatch, step: int) -> Tensor:
-        draws = draw(recipe.seed, step, batch.ids, reader.shape, section.caption_drop)
-        t = logit_normal(
-            draws.u, section.timestep_mean, section.timestep_std, section.timestep_shift
-        )
-        cond = drop_captions(batch.condition.to(device), null, draws.drop.to(device))
-        x0, eps = batch.latents.to(device), draws.eps.to(device)
-        return flow_matching_loss(model, x0, eps, t.to(device), cond)
-
-    meter = Meter()
-    batches = prefetch(read, first, section.steps)
-    for step in range(first, section.steps):
-        with meter.waiting():
-            _, batch = next(batches)
-        multiplier = warmup_then_decay(
-            step, section.steps, section.warmup_steps, section.decay_fraction
-        )
-        result = update(lambda: losses(batch, step), multiplier)  # noqa: B023
-        ema.update(network)
-        meter.count(section.batch_size)
-        done = step + 1
-        if rank == 0 and (done % section.log_every == 0 or done == section.steps):
-            figures = {
-                "loss": result.loss,
-                "gradient_norm": result.gradient_norm,
-                "learning_rate": section.learning_rate * multiplier,
-                "skipped_steps": update.skipped,
-                "epoch": done * section.batch_size / len(reader),
-                **meter.read(),
-            }
-            job.run.metrics(figures, done)
-            job.board.post.remote(done, f"loss {result.loss:.4f}")
-        if preview and (done % section.sample_every == 0 or done == section.steps):
-            preview.log(ema, done)
-        if done % section.checkpoint_every == 0 and done < section.steps:
-            save(
-                lambda: {
-                    "network": network.state_dict(),
-                    "optimizers": optimizers.state_dict(),
-                    "ema": ema.state_dict(),
-                    "ema_updates": ema.updates,
-                    "step": done,  # noqa: B023
-                },
-                {"step": done},
-            )
-    if rank:
-        return {}
-    parameters = sum(p.numel() for p in network.parameters())
-    digest = save_teacher(job, reader.version, network.config, ema)
-    return {"steps": section.steps, "parameters": parameters, "digest": digest}
+    return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
 
 
-def pinned_version(job: Job) -> StoreVersion:
-    """The store version the stage began with, also after a restart."""
-    store = LatentStore(job.recipe.product("latents"))
-    return store.open_version(int(job.inputs["latents_version"]))
+def teacher_loss(
+    recipe: Recipe, model: Network, null: TextCondition, batch: LatentBatch, step: int
+) -> Tensor:
+    """Flow matching of a batch at a step, (B,), with some of its captions dropped."""
+    section, device = recipe.train, null.tokens.device
+    shape = tuple(batch.latents.shape[1:])
+    draws = draw(recipe.seed, step, batch.ids, shape, section.caption_drop)
+    t = logit_normal(
+        draws.u, section.timestep_mean, section.timestep_std, section.timestep_shift
+    ).to(device)
+    cond = drop_captions(batch.condition.to(device), null, draws.drop.to(device))
+    return flow_matching_loss(model, batch.latents.to(device), draws.eps.to(device), t, cond)
 
 
-def drop_captions(cond: TextCondition, null: TextCondition, drop: Tensor) -> TextCondition:
-    """Replace the captions where `drop` (B,) is true by the empty one."""
-    if not bool(drop.any()):
-        return cond
-    empty = null.pad_to(cond.tokens.shape[1]).expand(len(cond))
-    column = drop[:, None]
-    return TextCondition(
-        torch.where(column[..., None], empty.tokens, cond.tokens),
-        torch.where(column, empty.mask, cond.mask),
-        torch.where(column, empty.pooled, cond.pooled),
-    )
-
-
-class Preview:
-    """Pictures of fixed captions and seeds by the EMA weights, logged as training goes on."""
-
-    def __init__(self, job: Job, reader: LatentReader, device: torch.device) -> None:
-        self.job, self.reader, self.device = job, reader, device
-        rows = np.arange(min(PREVIEWS, len(reader)))
-        self.batch = reader.batch(rows, np.zeros_like(rows), job.recipe.seed)
-        self.autoencoder = load_autoencoder(job.recipe.autoencoder_uri, device)
-        self.network = DiT(backbone_config(job.recipe, reader)).to(device).eval()
-        job.run.document(self.batch.captions, "preview-captions.json")
-
-    @torch.no_grad()
-    def log(self, ema: Ema, step: int) -> None:
-        """Sample and log one grid."""
-        self.network.load_state_dict(ema.state_dict())
-        seed = self.job.recipe.seed
-        eps = draw(seed, 0, self.batch.ids, self.reader.shape, 0.0).eps.to(self.device)
-        denoiser = Denoiser(self.network, FlowProcess(), Prediction.VELOCITY)
-        null = self.reader.null_condition().to(self.device)
-        guided = ClassifierFreeGuidance(denoiser, self.job.recipe.distill.guidance, null)
-        grid = linear_grid(PREVIEW_STEPS).to(self.device)
-        x0 = sample_euler(guided, eps, grid, self.batch.condition.to(self.device)).cpu()
-        pictures = to_image(self.autoencoder.decode(x0 * self.reader.std + self.reader.mean).cpu())
-        self.job.run.image(grid_image(pictures), "samples", step)
+def _finish(
+    job: Job, version: StoreVersion, network: DiT, ema: Ema, meter: Meter
+) -> dict[str, Any]:
+    """Save the teacher; returns the summary."""
+    summary = {
+        "steps": job.recipe.train.steps,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        **meter.mean(),
+    }
+    return {**summary, "digest": save_teacher(job, version, network.config, ema)}
 
 
 def save_teacher(job: Job, version: StoreVersion, backbone: DiTConfig, ema: Ema) -> str:
@@ -252,8 +225,8 @@ def save_teacher(job: Job, version: StoreVersion, backbone: DiTConfig, ema: Ema)
         t5=Reference(uri=texts["t5"].uri, digest=texts["t5"].digest),
         clip=Reference(uri=texts["clip"].uri, digest=texts["clip"].digest),
         max_tokens=recipe.text.max_tokens,
-        steps=recipe.evaluate.teacher_steps,
-        guidance=recipe.distill.guidance,
+        steps=recipe.train.sample_steps,
+        guidance=recipe.train.guidance,
         lineage={
             "run": job.run.id,
             "store": version.store.uri,

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ldm_core.random import generator, normal, permutation, random_bits, uniform
+from ldm_core.random import normal, permutation, random_bits, uniform
 
 IDS = torch.arange(500) * 7919
 
@@ -77,11 +77,3 @@ def test_permutation_is_one_and_changes_with_the_epoch():
     assert np.array_equal(first, permutation(0, 0, 1000))
     assert not np.array_equal(first, permutation(0, 1, 1000))
     assert not np.array_equal(first, permutation(1, 0, 1000))
-
-
-def test_generators_repeat_and_differ_by_name():
-    def draw(*names):
-        return torch.randn(4, generator=generator(0, *names))
-
-    assert torch.equal(draw("init"), draw("init"))
-    assert not torch.equal(draw("init"), draw("init", "ema"))

@@ -35,11 +35,11 @@ def encode_here(recipe: Recipe) -> Record:
     """The encode stage with its workers in this process, which starts at once."""
 
     def pictures(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
-        encode = EncodeImages(job, threads=1)
+        encode = EncodeImages(job, threads=1, device="cpu")
         return (encode(decode_shard(row, job.size)) for row in rows)
 
     def captions(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
-        return map(EncodeTexts(job, threads=1), rows)
+        return map(EncodeTexts(job, threads=1, device="cpu"), rows)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode_latents, "encode_pictures", pictures)

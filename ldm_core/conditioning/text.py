@@ -76,3 +76,16 @@ class TextCondition:
             torch.cat([condition.mask for condition in padded]),
             torch.cat([condition.pooled for condition in padded]),
         )
+
+
+def drop_captions(cond: TextCondition, null: TextCondition, drop: Tensor) -> TextCondition:
+    """Replace the captions where `drop` (B,) is true by the empty one."""
+    if not bool(drop.any()):
+        return cond
+    empty = null.pad_to(cond.tokens.shape[1]).expand(len(cond))
+    column = drop[:, None]
+    return TextCondition(
+        torch.where(column[..., None], empty.tokens, cond.tokens),
+        torch.where(column, empty.mask, cond.mask),
+        torch.where(column, empty.pooled, cond.pooled),
+    )

@@ -64,20 +64,6 @@ def average_teacher_velocity(
     return total / substeps
 
 
-def teacher_rollout(
-    teacher_velocity: Network,
-    x_t: Tensor,
-    t: Tensor,
-    r: Tensor,
-    cond: Condition,
-    substeps: int,
-    slope: Slope = heun_slope,
-) -> Tensor:
-    """x_r of the teacher; arguments as in `average_teacher_velocity`, (B, ...)."""
-    u = average_teacher_velocity(teacher_velocity, x_t, t, r, cond, substeps, slope)
-    return x_t - over_dimensions(t - r, x_t) * u
-
-
 def trajectory_loss(
     student: AverageVelocity,
     teacher_velocity: Network,

@@ -189,6 +189,23 @@ class LatentStore:
             )
         return StoreVersion(self, Manifest.model_validate_json(text))
 
+    def version_of(self, content: str) -> "StoreVersion":
+        """The newest published version whose content digest begins with `content`.
+
+        Raises:
+            UserError: there is none.
+        """
+        known = self.versions()
+        for number in reversed(known):
+            version = self.open_version(number)
+            if version.manifest.content.startswith(content):
+                return version
+        raise UserError(
+            f"{self.uri} has no version of the content {content} in its versions {known}: it was "
+            "made anew or cleaned up since. Encode the same pictures with the same encoders again, "
+            "or begin with `ldm train` on what is there"
+        )
+
     def _version_uri(self, number: int) -> str:
         return join(self.uri, "versions", f"{number:08d}.json")
 

@@ -21,6 +21,8 @@ _BOOKKEEPING = {"transformers_version", "_name_or_path", "is_local", "local_file
 # umt5 has position biases in every layer, which the class of t5 would silently leave out
 _T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
+_CLIP_KINDS = ("clip", "clip_text_model")
+
 
 @dataclass(frozen=True)
 class TextEmbedding:
@@ -80,7 +82,7 @@ def load_t5(uri: str, max_tokens: int = 128, device: str | torch.device = "cpu")
 
     with _model_folder(uri, _T5_CLASSES) as (folder, kind):
         model, tokenizer = _read(getattr(transformers, _T5_CLASSES[kind]), folder, device)
-        digest = f"{_encoder_digest(folder)}-{max_tokens}"
+        digest = _t5_digest(folder, max_tokens)
 
     def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return model(input_ids=ids, attention_mask=mask).last_hidden_state, None
@@ -99,16 +101,42 @@ def load_clip(uri: str, max_tokens: int = 77, device: str | torch.device = "cpu"
     """
     from transformers import CLIPTextModel
 
-    with _model_folder(uri, ("clip", "clip_text_model")) as (folder, _):
+    with _model_folder(uri, _CLIP_KINDS) as (folder, _):
         model, tokenizer = _read(CLIPTextModel, folder, device)
-        limit = min(max_tokens, int(model.config.max_position_embeddings))
-        digest = f"{_encoder_digest(folder)}-{limit}"
+        limit, digest = _clip_limit(folder, max_tokens), _clip_digest(folder, max_tokens)
 
     def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return None, model(input_ids=ids, attention_mask=mask).pooler_output
 
     width = int(model.config.hidden_size)
     return TextEncoder("clip", digest, width, limit, tokenizer, forward, torch.device(device))
+
+
+def t5_digest(uri: str, max_tokens: int = 128) -> str:
+    """The digest of what `load_t5` would load, from the files alone; raises as it does."""
+    with _model_folder(uri, _T5_CLASSES) as (folder, _):
+        return _t5_digest(folder, max_tokens)
+
+
+def clip_digest(uri: str, max_tokens: int = 77) -> str:
+    """The digest of what `load_clip` would load, from the files alone; raises as it does."""
+    with _model_folder(uri, _CLIP_KINDS) as (folder, _):
+        return _clip_digest(folder, max_tokens)
+
+
+def _t5_digest(folder: Path, max_tokens: int) -> str:
+    return f"{_encoder_digest(folder)}-{max_tokens}"
+
+
+def _clip_digest(folder: Path, max_tokens: int) -> str:
+    return f"{_encoder_digest(folder)}-{_clip_limit(folder, max_tokens)}"
+
+
+def _clip_limit(folder: Path, max_tokens: int) -> int:
+    from transformers import CLIPTextConfig
+
+    config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
+    return min(max_tokens, int(config.max_position_embeddings))
 
 
 def _encoder_digest(folder: Path) -> str:

@@ -49,7 +49,8 @@ class TrainingStep:
 
     Attributes:
         network: its gradients are clipped to `clip_norm`; wrapped in DDP or not.
-        optimizers: stepped if loss and gradient norm are finite.
+        optimizers: stepped if the gradient norm is finite, which takes a finite loss.
+        device: of the network.
         dtype: of autocast.
         max_skips: that many bad steps in a row end the run.
     """

@@ -4,7 +4,8 @@ A recipe is a Python function that returns a `Recipe` (see `pipelines/recipes/`)
 its own section and the URIs of the products before it; `--set section.field=value` overrides.
 """
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +24,26 @@ class Workers(Section):
     count: int = Field(2, ge=1)
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
+
+    @property
+    def threads(self) -> int:
+        """Of each worker's torch."""
+        return max(1, int(self.cpus))
+
+    @property
+    def device(self) -> str:
+        """Where a worker computes: a GPU it was not given is somebody else's."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def check_shares(batch_size: int, workers: Workers) -> None:
+    """Every worker takes the same share of a batch: their gradients are averaged as equals."""
+    if batch_size % workers.count:
+        near = math.ceil(batch_size / workers.count) * workers.count
+        raise ValueError(
+            f"batch_size {batch_size} does not divide among workers.count {workers.count}: try "
+            f"batch_size {near} or another workers.count"
+        )
 
 
 class AutoencoderSection(Section):
@@ -59,6 +80,11 @@ class AutoencoderSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _shares(self) -> "AutoencoderSection":
+        check_shares(self.batch_size, self.workers)
+        return self
+
 
 class TextSection(Section):
     """Text encoders: "tiny" builds one from the captions; else a Hugging Face directory or URI.
@@ -90,6 +116,7 @@ class TrainSection(Section):
         batch_size: samples per optimiser step, over all workers.
         learning_rate: of AdamW; Muon's update is scaled to match its RMS.
         timestep_mean, timestep_std: of the logit-normal draw; shift moves mass to more noise.
+        sample_steps, guidance: what the model draws with unless told otherwise, previews included.
         max_failures: worker failures Ray Train retries from the last checkpoint.
     """
 
@@ -109,12 +136,19 @@ class TrainSection(Section):
     timestep_std: float = Field(1.0, gt=0)
     timestep_shift: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
+    sample_steps: int = Field(32, ge=1)
+    guidance: float = Field(2.5, ge=1)
     log_every: int = Field(20, ge=1)
     sample_every: int = Field(400, ge=1)
     checkpoint_every: int = Field(200, ge=1)
     max_failures: int = Field(3, ge=0)
     compile: bool = False
     workers: Workers = Workers()
+
+    @model_validator(mode="after")
+    def _shares(self) -> "TrainSection":
+        check_shares(self.batch_size, self.workers)
+        return self
 
 
 class DistillSection(Section):
@@ -138,7 +172,6 @@ class DistillSection(Section):
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(100, ge=1)
     max_failures: int = Field(3, ge=0)
-    compile: bool = False
     workers: Workers = Workers()
 
     @model_validator(mode="after")
@@ -150,6 +183,11 @@ class DistillSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _shares(self) -> "DistillSection":
+        check_shares(self.batch_size, self.workers)
+        return self
+
 
 class EvaluateSection(Section):
     """Stage 5: pictures for fixed prompts at fixed seeds, scored by the verifier."""
@@ -157,21 +195,27 @@ class EvaluateSection(Section):
     single_prompts: int = Field(256, ge=1)
     double_prompts: int = Field(128, ge=0)
     teacher_steps: int = Field(32, ge=1)
-    student_steps: tuple[int, ...] = (1, 2, 4)
+    student_steps: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)
     batch_size: int = Field(64, ge=1)
-    seed: int = 1234
+    seed: int = Field(1234, ge=0)
     workers: Workers = Workers()
 
 
 class ServeSection(Section):
-    """Stage 6: the endpoint."""
+    """Stage 6: the endpoint.
+
+    Attributes:
+        max_queued_pictures: that wait beside those the replicas hold; more are refused (429).
+        max_batch_size: pictures drawn at once by a replica.
+        max_pictures, max_steps: the most one request may ask for.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(2, ge=1)
     target_ongoing_requests: int = Field(8, ge=1)
-    max_queued_requests: int = Field(64, ge=1)
+    max_queued_pictures: int = Field(64, ge=1)
     max_batch_size: int = Field(16, ge=1)
     batch_wait_s: float = Field(0.02, ge=0)
     max_pictures: int = Field(16, ge=1)

@@ -167,10 +167,10 @@ def images_response(card: ModelCard, wanted: Order, pictures: Sequence[Picture])
 
 
 def queue_full() -> ApiError:
-    """429: as many requests wait as the endpoint lets wait."""
+    """429: as many pictures wait as the endpoint lets wait."""
     return ApiError(
         429,
-        "the queue is full; send the request again a little later",
+        "the queue is full; send the request again a little later, or ask for fewer pictures",
         kind="rate_limit_error",
         code="queue_full",
         retry_after_s=RETRY_AFTER_S,

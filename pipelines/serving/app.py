@@ -53,10 +53,17 @@ def build_app(args: ServeArgs) -> serve.Application:
 def application(args: ServeArgs, load: Load = PictureGenerator.load) -> serve.Application:
     """The application around any `load(uri, device)` that returns a generator."""
     sampler = serve.deployment(**_sampler_options(args))(Sampler).bind(
-        model=args.model, cpus=args.workers.cpus, load=load
+        model=args.model,
+        threads=args.workers.threads,
+        device=args.workers.device,
+        load=load,
     )
     return serve.deployment(**_ingress_options())(Ingress).bind(
-        sampler, name=args.model_id, max_pictures=args.max_pictures, max_steps=args.max_steps
+        sampler,
+        name=args.model_id,
+        room=args.max_replicas * _held(args) + args.max_queued_pictures,
+        max_pictures=args.max_pictures,
+        max_steps=args.max_steps,
     )
 
 
@@ -82,6 +89,11 @@ def serve_config(args: ServeArgs) -> dict[str, Any]:
     }
 
 
+def _held(args: ServeArgs) -> int:
+    """Pictures a replica holds: a batch on the device and the next one waiting beside it."""
+    return 2 * args.max_batch_size
+
+
 def _sampler_options(args: ServeArgs) -> dict[str, Any]:
     scaling = AutoscalingConfig(
         min_replicas=args.min_replicas,
@@ -92,9 +104,7 @@ def _sampler_options(args: ServeArgs) -> dict[str, Any]:
     )
     return {
         "autoscaling_config": scaling.model_dump(mode="json", exclude_unset=True),
-        # one batch on the device and the next one waiting beside it; the rest waits in the queue
-        "max_ongoing_requests": max(2 * args.max_batch_size, args.target_ongoing_requests),
-        "max_queued_requests": args.max_queued_requests,
+        "max_ongoing_requests": max(_held(args), args.target_ongoing_requests),
         "graceful_shutdown_wait_loop_s": SHUTDOWN_POLL_S,
         "user_config": {"max_batch_size": args.max_batch_size, "batch_wait_s": args.batch_wait_s},
         "ray_actor_options": {"num_cpus": args.workers.cpus, "num_gpus": args.workers.gpus},

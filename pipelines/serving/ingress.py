@@ -1,6 +1,8 @@
 """The deployment that speaks HTTP: validates, bounds the queue, answers in OpenAI's shapes."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from fastapi.responses import HTMLResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import DeploymentStatus, ReplicaState
 
@@ -35,13 +37,20 @@ class Ingress:
     Args:
         sampler: handle on the `Sampler` deployment.
         name: the served model's id.
+        room: pictures that may be asked for and not drawn yet; more are refused.
         max_pictures, max_steps: the most one request may ask for.
     """
 
     def __init__(
-        self, sampler: DeploymentHandle, name: str, max_pictures: int, max_steps: int
+        self,
+        sampler: DeploymentHandle,
+        name: str,
+        room: int,
+        max_pictures: int,
+        max_steps: int,
     ) -> None:
         self._sampler = sampler
+        self._room, self._open = room, 0
         self._limits: dict[str, Any] = {
             "id": name,
             "max_pictures": max_pictures,
@@ -56,7 +65,8 @@ class Ingress:
         start = time.perf_counter()
         card = await self._card()
         wanted = order(request, card)
-        pictures = await self._draw(wanted)
+        with self._place(len(wanted.seeds)):
+            pictures = await self._draw(wanted)
         meter().drew(
             time.perf_counter() - start,
             max(picture.sampling_s for picture in pictures),
@@ -95,6 +105,17 @@ class Ingress:
             self._known = ModelCard(**described, **self._limits)
         return self._known
 
+    @contextlib.contextmanager
+    def _place(self, pictures: int) -> Iterator[None]:
+        """Room for an order until it is drawn or its client leaves; alone, it always has some."""
+        if self._open and self._open + pictures > self._room:
+            raise queue_full()
+        self._open += pictures
+        try:
+            yield
+        finally:
+            self._open -= pictures
+
     async def _draw(self, wanted: Order) -> list[Picture]:
         result: list[Picture] | Refused = await self._ask("generate", wanted)
         if isinstance(result, Refused):
@@ -105,7 +126,5 @@ class Ingress:
         """Call a sampler; when the client leaves, Serve cancels this and the call with it."""
         try:
             return await getattr(self._sampler, method).remote(*args)
-        except BackPressureError as error:
-            raise queue_full() from error
         except (DeploymentUnavailableError, RayActorError) as error:
             raise not_ready("the model's worker was lost; send the request again") from error

@@ -21,13 +21,13 @@ class Sampler:
 
     Args:
         model: URI of the model directory.
-        cpus: torch threads, where there is no GPU.
+        threads: of torch.
+        device: "cpu" or "cuda".
         load: makes the generator from (URI, device).
     """
 
-    def __init__(self, model: str, cpus: float, load: Load) -> None:
-        torch.set_num_threads(max(1, int(cpus)))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, model: str, threads: int, device: str, load: Load) -> None:
+        torch.set_num_threads(threads)
         self._generator = load(model, device)
         self._loaded_at = int(time.time())
         self._batcher: Batcher[PictureRequest, np.ndarray] = Batcher(self._draw)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm_core.conditioning.text import TextCondition
+from ldm_core.conditioning.text import TextCondition, drop_captions
 
 
 def make(batch, length):
@@ -50,3 +50,17 @@ def test_expand_one_caption():
 def test_padding_never_cuts():
     with pytest.raises(AssertionError):
         make(1, 5).pad_to(4)
+
+
+def test_dropped_captions_are_the_empty_one_and_the_others_stay():
+    cond, null = make(4, 3), make(1, 2)
+    cond.mask[1, 2] = False
+    dropped = drop_captions(cond, null, torch.tensor([True, False, False, True]))
+    for row in (1, 2):
+        for name in ("tokens", "mask", "pooled"):
+            assert torch.equal(getattr(dropped[row], name), getattr(cond[row], name))
+    for row in (0, 3):
+        assert torch.equal(dropped[row].tokens, null.pad_to(3).tokens)
+        assert dropped[row].mask.tolist() == [[True, True, False]]
+        assert torch.equal(dropped[row].pooled, null.pooled)
+    assert drop_captions(cond, null, torch.zeros(4, dtype=bool)) is cond

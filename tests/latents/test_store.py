@@ -168,6 +168,19 @@ class TestVersions:
         with pytest.raises(UserError, match=r"no version 7, only \[1\]"):
             version.store.open_version(7)
 
+    def test_a_content_is_found_whatever_its_number(self, version):
+        store, content = version.store, version.manifest.content
+        other = version.manifest.model_copy(update={"content": "another"})
+        store.publish(other)
+        assert store.version_of(content[:16]).number == 1
+        store.publish(version.manifest)
+        assert store.version_of(content[:16]).number == 3  # the newest of those that say the same
+        assert store.version_of("another").number == 2
+        with pytest.raises(
+            UserError, match=r"no version of the content 0123 .* \[1, 2, 3\].*train"
+        ):
+            store.version_of("0123")
+
     def test_a_later_format_is_refused(self, version):
         path = Path(version.store.uri, "versions", "00000002.json")
         path.write_text(json.dumps({**version.manifest.model_dump(), "format": 9, "new": 1}))

@@ -85,6 +85,13 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("train --set train.steps=many", ("train.steps is 'many'", "integer")),
         ("train --set train.steps=[1", ("train.steps=[1", "YAML")),
         ("train --set autoencoder.block_channels=[8]", ("autoencoder: downsampling 4", "(8,)")),
+        ("train --set train.workers.count=5", ("train: batch_size 32", "count 5", "batch_size 35")),
+        ("distill --set distill.batch_size=9", ("distill: batch_size 9", "count 2")),
+        ("autoencoder --set autoencoder.workers.count=3", ("autoencoder: batch_size 16",)),
+        (
+            "evaluate --set evaluate.student_steps=[4,0] --set evaluate.seed=-1",
+            ("evaluate.student_steps.1 is 0", "evaluate.seed is -1"),
+        ),
         ("train --set precision=fp8 --set size=1", ("precision is 'fp8'", "size is 1")),
         ("train --stesp 3", ("--stesp", "ldm train --help")),
         ("trian", ("trian", "train")),
@@ -107,6 +114,22 @@ def test_no_words_print_the_commands_in_their_order(ldm):
 def test_a_mistake_is_one_line_and_exit_code_2(ldm, tmp_path, words, named):
     assert_mistake(ldm(*words.split()), *named)
     assert files_under(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("width=36", ("train: width 36", "heads (2)", "try width 40")),
+        ("heads=3", ("train: width 32", "heads (3)", "try width 36")),
+        ("patch_size=3", ("train: a latent of 4 x 4", "3 x 3")),
+    ],
+)
+def test_a_transformer_that_does_not_fit_the_latents(ldm, tmp_path, override, named):
+    small_store(tmp_path / "run" / "latents", shape=(2, 4, 4))
+    before = files_under(tmp_path)
+    words = ("image-tiny", "--root", "run", "--set", f"train.{override}")
+    assert_mistake(ldm("train", *words), *named)
+    assert files_under(tmp_path) == before
 
 
 def test_a_file_that_is_no_recipe(ldm, tmp_path):
@@ -168,7 +191,7 @@ def test_a_mistake_found_by_a_ray_task_is_the_users(capsys):
 
 def test_show_prints_what_can_be_passed_again(ldm, tmp_path):
     assert [line.split()[0] for line in ldm("show").stdout.splitlines()] == list(RECIPES)
-    words = ["--root", "elsewhere", "--set", "train.steps=5", "--set", "train.workers={count: 3}"]
+    words = ["--root", "elsewhere", "--set", "train.steps=5", "--set", "train.workers={count: 4}"]
     words += [
         "--set",
         "evaluate.student_steps=[1, 8]",
@@ -180,7 +203,7 @@ def test_show_prints_what_can_be_passed_again(ldm, tmp_path):
     words += ["--set", "distill.learning_rate=1e-4", "--set", "tracking_uri=null"]
     first = ldm("show", "image-tiny", *words)
     shown = json.loads(first.stdout)
-    assert shown["train"]["workers"] == {"count": 3, "cpus": 1.0, "gpus": 0.0}
+    assert shown["train"]["workers"] == {"count": 4, "cpus": 1.0, "gpus": 0.0}
     assert shown["evaluate"]["student_steps"] == [1, 8]
     assert (shown["name"], shown["root"], shown["tracking_uri"]) == ("7", "elsewhere", None)
     assert shown["distill"]["learning_rate"] == 1e-4
@@ -237,7 +260,7 @@ def test_dry_runs_write_nothing(ldm, tmp_path):
 
 
 def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp_path, monkeypatch):
-    small_store(tmp_path / "my run" / "latents")
+    version = small_store(tmp_path / "my run" / "latents", shape=(2, 4, 4))
     words = ("image-tiny", "--root", "my run", "--set", "seed=5")
 
     def done(recipe, stage, product, sections, inputs, work, options):
@@ -258,11 +281,15 @@ def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp
     assert "made by run r in 3s" in again
     assert again.endswith("train: is up to date (--force makes it again)\n")
     assert ldm("train", *words, "--dry-run", "--force").stdout.endswith("would run\n")
-    changed = ldm("train", *words, "--set", "train.steps=9", "--dry-run").stdout
-    assert changed.endswith("would run\n")
-    faster = ldm("train", *words, "--set", "train.workers.count=1", "--dry-run").stdout
-    assert "up to date" in faster
+    for decides in ("train.steps=9", "train.guidance=3", "train.sample_steps=4", "precision=bf16"):
+        changed = ldm("train", *words, "--set", decides, "--dry-run").stdout
+        assert changed.endswith("would run\n"), decides
+    for other in ("train.workers.count=1", "evaluate.teacher_steps=9", "distill.guidance=3"):
+        same = ldm("train", *words, "--set", other, "--dry-run").stdout
+        assert "up to date" in same, other
     assert files_under(tmp_path) == before
+    version.store.publish(version.manifest)  # the same content under another number
+    assert "up to date" in ldm("train", *words, "--dry-run").stdout
 
 
 def text_of(file: Path) -> object:
@@ -334,6 +361,7 @@ def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypat
     (tmp_path / "vae").mkdir()
     (tmp_path / "my.json").write_text(ldm("show", "image-tiny").stdout)
     words = ("my.json", "--root", "s3://b/run", "--set", "autoencoder.source=vae")
+    words += ("--set", "tracking_uri=https://me:hush@mlflow")
     result = ldm("submit", "encode", *words, "--force", "--pip", "emoji", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "hush" not in result.stdout
@@ -354,7 +382,8 @@ def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypat
     assert shlex.split(entrypoint)[1:] == [
         "-m", "pipelines.cli", "encode", "my.json",
         "--data", str(tmp_path / "demo" / "data"), "--root", "s3://b/run",
-        "--set", "autoencoder.source=vae", "--set", f"autoencoder.source={tmp_path / 'vae'}",
+        "--set", "autoencoder.source=vae", "--set", "tracking_uri=https://***@mlflow",
+        "--set", f"autoencoder.source={tmp_path / 'vae'}",
         "--force",
     ]  # fmt: skip
     far = ldm("submit", "train", "--address", "http://far:8265", "--dry-run").stdout

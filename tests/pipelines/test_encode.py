@@ -24,7 +24,6 @@ from ldm_core.latents.schema import caption_digest, decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
 from pipelines import encode_plan, encode_workers, ray_runtime
 from pipelines.encode_latents import _check_images, encode
-from pipelines.encode_on_ray import _check_room
 from pipelines.encode_plan import Job, make_plan
 from pipelines.encode_workers import EncodeImages, decode_shard, parts_of
 from pipelines.recipes.schema import AutoencoderSection, EncodeSection, Recipe, TextSection, Workers
@@ -317,13 +316,6 @@ def test_no_usable_file_is_the_users_mistake(recipe, ray_session, tmp_path):
     assert LatentStore(mine.product("latents")).versions() == []
 
 
-@pytest.mark.ray
-def test_workers_the_machine_has_no_room_for(ray_session, monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UserError, match=r"need 3 CPU of 2, 1 GPU of 0 .*encode\.workers\.gpus"):
-        _check_room(Workers(cpus=2, gpus=1))
-
-
 class TestWorkers:
     """The callables that run on Ray, without Ray."""
 
@@ -377,7 +369,7 @@ class TestWorkers:
 
         monkeypatch.setattr(encode_workers, "load_autoencoder", lambda uri, device: Broken())
         row = decode_shard(self.shard(data, "001.png", "002.png", "003.png"), SIZE)
-        parts = parts_of(EncodeImages(job, threads=1)(row))
+        parts = parts_of(EncodeImages(job, threads=1, device="cpu")(row))
         assert {part.table: part.rows for part in parts} == {"samples": 2, "rejects": 1}
         store = LatentStore(job.store)
         for part in parts:
@@ -385,12 +377,19 @@ class TestWorkers:
         [reject] = store.table("rejects").to_pylist()
         assert (reject["id"], reject["reason"]) == ("002.png", "non-finite latent")
 
+    def test_a_gpu_that_was_not_asked_for_is_left_alone(self, job, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert (Workers().device, Workers(gpus=0.5).device) == ("cpu", "cuda")
+        assert EncodeImages(job, Workers().threads, Workers().device).device == "cpu"
+
     def test_batches_do_not_change_the_rows(self, data, job):
         names = [path.name for path in sorted(data.glob("0*.png"))]
         row = decode_shard(self.shard(data, *names), SIZE)
         rows = []
         for size in (1, 7):
-            [part] = parts_of(EncodeImages(replace(job, batch_size=size), threads=1)(row))
+            [part] = parts_of(
+                EncodeImages(replace(job, batch_size=size), threads=1, device="cpu")(row)
+            )
             written = pq.read_table(f"{job.store}/samples/{part.path}", columns=["id", "digest"])
             rows.append(written.to_pylist())
         assert rows[0] == rows[1]

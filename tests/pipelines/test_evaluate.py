@@ -160,6 +160,14 @@ def test_an_encoder_that_is_another_by_now_is_the_users_to_mend(recipe, tmp_path
         _result(row, SIZE)
 
 
+def test_what_a_model_cannot_draw_is_the_users_to_mend(recipe):
+    model = recipe.product("teacher")
+    job = a_job(entries=(Entry(name="t", source="teacher", steps=1001, model=model),))
+    row = ScorePictures(job, threads=1, device="cpu")(job.rows()[0])
+    with pytest.raises(UserError, match="steps is 1001"):
+        _result(row, SIZE)
+
+
 def test_without_a_teacher_it_says_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match="ldm train"):
         evaluate(tiny_recipe(tmp_path), Options())

@@ -77,6 +77,8 @@ class TestTeacher:
         generator = PictureGenerator.load(recipe.product("teacher"))
         assert generator.digest == teacher.summary["digest"]
         assert generator.size == SIZE
+        defaults = (generator.default_steps, generator.default_guidance)
+        assert defaults == (recipe.train.sample_steps, recipe.train.guidance)
         pictures = generator.generate([PictureRequest("a red circle", i, steps=2) for i in (0, 1)])
         assert not np.array_equal(*pictures)
         assert "ldm sample" in Path(recipe.product("teacher"), "README.md").read_text()

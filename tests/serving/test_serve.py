@@ -68,7 +68,7 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def endpoint(ray_session, tmp_path_factory):
-    """One replica, batches of 4, and a queue of 4 beside the 8 requests it holds."""
+    """One replica, batches of 4, and a queue of 4 beside the 8 pictures it holds."""
     folder = tmp_path_factory.mktemp("student")
     (folder / "config.json").write_text("{}")
     (folder / "batches.jsonl").touch()
@@ -76,7 +76,7 @@ def endpoint(ray_session, tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     section = ServeSection(
-        port=port, max_replicas=1, max_batch_size=4, max_pictures=8, max_queued_requests=4
+        port=port, max_replicas=1, max_batch_size=4, max_pictures=8, max_queued_pictures=4
     )
     with (
         serve_in_background(
@@ -194,6 +194,17 @@ def test_overload_is_429_with_retry_after_and_nothing_is_lost(endpoint):
     assert after["ldm_requests_open"] == 0
 
 
+def test_the_queue_is_counted_in_pictures(endpoint):
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(endpoint.post, prompt="slow, eight of them", n=8)
+        while "slow, eight of them" not in drawn(endpoint.folder):
+            time.sleep(0.01)
+        assert endpoint.post(prompt="five more", n=5).status_code == 429
+        assert endpoint.post(prompt="four more", n=4).status_code == 200
+        assert busy.result().status_code == 200
+    assert "five more" not in drawn(endpoint.folder)
+
+
 def test_a_client_that_leaves_takes_its_waiting_request_along(endpoint):
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(endpoint.post, prompt="slow and stays", n=4)
@@ -234,7 +245,6 @@ def test_the_declarative_config_is_serves_own(tmp_path):
     assert ServeArgs.model_validate(app.args).model_id == "student"
     sampler = next(each for each in app.deployments if each.name == "Sampler")
     assert sampler.autoscaling_config["max_replicas"] == 3
-    assert sampler.max_queued_requests == args.max_queued_requests
     assert {each.name for each in app.deployments} == {"Sampler", "Ingress"}
 
 

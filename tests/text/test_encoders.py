@@ -24,7 +24,7 @@ from transformers import (
 
 from ldm_core.errors import UserError
 from ldm_core.files import upload_folder
-from ldm_core.text.encoders import load_clip, load_t5
+from ldm_core.text.encoders import clip_digest, load_clip, load_t5, t5_digest
 from ldm_core.text.tiny import build_tiny_text_encoders
 
 WIDTH = 16
@@ -126,6 +126,17 @@ def test_digest(folders, tmp_path, index):
     assert load(str(tmp_path), 50).digest != digest
 
 
+@pytest.mark.parametrize(("load", "digest_of"), [(load_t5, t5_digest), (load_clip, clip_digest)])
+def test_the_digest_is_known_without_the_model(folders, load, digest_of, monkeypatch):
+    folder = str(folders[0 if load is load_t5 else 1])
+    known = {tokens: load(folder, tokens).digest for tokens in (5, 200)}  # clip has 77 at most
+    for kind in (T5EncoderModel, CLIPTextModel):
+        monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    assert {tokens: digest_of(folder, tokens) for tokens in known} == known
+    with pytest.raises(UserError, match=r"nowhere .*config\.json"):
+        digest_of("nowhere")
+
+
 def test_building_twice_gives_the_same_bytes(folders, tmp_path):
     for name, captions, seed in (("same", CAPTIONS[::-1] * 2, 1), ("other", CAPTIONS, 2)):
         build_tiny_text_encoders(
@@ -189,6 +200,7 @@ class TestPublishedLayouts:
             torch.stack([e.pooled for e in encoder.encode(CAPTIONS)]), expected
         )
         assert encoder.width == WIDTH
+        assert clip_digest(str(folder), 200) == load_clip(str(folder), 200).digest
 
     def test_t5_with_its_decoder(self, folders, tmp_path):
         vocabulary = len(AutoTokenizer.from_pretrained(folders[0]))

@@ -1,0 +1,10 @@
+"""Passwords stay out of whatever is written down or shown."""
+
+import re
+
+_CREDENTIALS = re.compile(r"""(?<=://)[^/\s"']+(?=@)""")
+
+
+def masked(text: str) -> str:
+    """The text with `user:password` of every URI in it replaced by `***`."""
+    return _CREDENTIALS.sub("***", text)

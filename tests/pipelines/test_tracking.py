@@ -1,0 +1,96 @@
+"""MLflow as the stages use it: where runs go, which one is gone on with."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from ldm_core.errors import UserError
+from pipelines import tracking
+from pipelines.commands import command
+from pipelines.credentials import masked
+from pipelines.recipes import RECIPES
+from pipelines.recipes.schema import Recipe
+from pipelines.stage import Options, run_stage
+from pipelines.tracking import register_model, resolve_model, track, tracking_uri
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return RECIPES["image-tiny"]().model_copy(update={"root": str(tmp_path / "root")})
+
+
+def test_a_cluster_that_works_on_a_bucket_needs_a_server(recipe, tmp_path, monkeypatch):
+    in_bucket = recipe.model_copy(update={"root": "s3://bucket/run"})
+    assert tracking_uri(in_bucket) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert tracking_uri(recipe) == f"sqlite:///{tmp_path}/root/mlflow.db"
+    with pytest.raises(UserError, match=r"s3://bucket/run.*10\.0\.0\.1.*MLFLOW_TRACKING_URI"):
+        tracking_uri(in_bucket)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking_uri(in_bucket) == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:hush@mlflow:5000/a@b", "https://***@mlflow:5000/a@b"),
+        ("--set tracking_uri=http://me:hu@sh@host x@y", "--set tracking_uri=http://***@host x@y"),
+        ('{"root": "s3://bucket", "to": "me@host"}', '{"root": "s3://bucket", "to": "me@host"}'),
+        ("sqlite:////project/me@home/mlflow.db", "sqlite:////project/me@home/mlflow.db"),
+    ],
+)
+def test_credentials_are_masked_and_nothing_else(text, shown):
+    assert masked(text) == shown
+
+
+def test_no_password_is_written_down(recipe, monkeypatch):
+    secret = recipe.model_copy(update={"tracking_uri": "http://me:hush@mlflow"})
+    here = MlflowClient(tracking_uri(recipe))
+    monkeypatch.setattr(tracking, "MlflowClient", lambda **_: here)  # that server is not there
+    product = recipe.product("teacher")
+    record = run_stage(secret, "train", product, {}, {}, lambda _: {}, Options())
+    artifact = Path(here.download_artifacts(record.run_id, "recipe.json")).read_text()
+    for text in (artifact, Path(product, "record.json").read_text(), command(secret, "train")):
+        assert "http://***@mlflow" in text
+        assert "hush" not in text
+
+
+def test_a_run_is_gone_on_with_for_the_same_product_alone(recipe):
+    def run_of(product: str, ends: bool) -> str:
+        with contextlib.suppress(RuntimeError), track(recipe, "train", "digest", product) as run:
+            if not ends:
+                raise RuntimeError("killed")
+        return run.id
+
+    first = run_of("/a/it's", ends=False)
+    assert run_of("/b/teacher", ends=True) != first
+    assert run_of("/a/it's", ends=True) == first
+    assert run_of("/a/it's", ends=True) != first  # that one is finished
+
+
+def test_a_version_whose_folder_holds_a_later_model_is_refused(recipe):
+    product = recipe.product("student")
+
+    def make(digest: str) -> None:
+        def work(context) -> dict[str, str]:
+            register_model(context.run, "shapes", product, digest, "champion")
+            return {"digest": digest}
+
+        run_stage(recipe, "distill", product, {"of": digest}, {}, work, Options())
+
+    registry = tracking_uri(recipe)
+    make("first")
+    assert resolve_model("models:/shapes/1", registry) == product
+    make("second")
+    for name in ("models:/shapes/2", "models:/shapes@champion"):
+        assert resolve_model(name, registry) == product
+    with pytest.raises(UserError, match=r"models:/shapes/1 is the model first, .*holds second"):
+        resolve_model("models:/shapes/1", registry)
+    for nothing in ("models:/shapes/3", "models:/shapes@best", "models:/shapes"):
+        with pytest.raises(UserError, match="has no models:/shapes"):
+            resolve_model(nothing, registry)

@@ -1,0 +1,49 @@
+"""The autoencoder's stage without Ray: what makes it stale, which pictures it is measured on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import tiny_recipe
+
+from ldm_core.media.shapes import write_shapes
+from pipelines import picture_reader
+from pipelines import train_autoencoder as stage
+from pipelines.picture_reader import HELD_OUT, Pictures, split
+from pipelines.stage import Options
+
+
+@pytest.mark.parametrize("count", [1, 2, 40, 5000])
+def test_what_is_held_out_is_a_random_part_and_not_trained_on(count):
+    rows, held_out = split(count, seed=3)
+    assert len(held_out) == min(HELD_OUT, max(1, count // 16))
+    assert sorted({*rows, *held_out}) == list(range(count))
+    assert count == 1 or not set(rows) & set(held_out)
+    if count == 5000:
+        assert abs(held_out.mean() - count / 2) < 4 * count / np.sqrt(12 * HELD_OUT)
+        assert set(split(count, seed=4)[1]) != set(held_out)
+
+
+def test_another_picture_under_the_same_name_is_noticed(tmp_path, monkeypatch):
+    write_shapes(tmp_path / "data", 4, 16, seed=0)
+    recipe = tiny_recipe(str(tmp_path / "data"), str(tmp_path), autoencoder={"source": "train"})
+    found = []
+    monkeypatch.setattr(stage, "run_stage", lambda *args: found.append(args[4]["data"]))
+    first = sorted(Path(tmp_path, "data", "images").iterdir())[0]
+    for size in (None, None, 17):
+        if size:
+            Image.new("RGB", (size, size)).save(first)
+        stage.train_autoencoder(recipe, Options())
+    assert found[0] == found[1] != found[2]
+
+
+def test_decoded_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):
+    write_shapes(tmp_path / "data", 4, 16, seed=0)
+    recipe = tiny_recipe(str(tmp_path / "data"), str(tmp_path))
+    monkeypatch.setattr(picture_reader, "CACHE_BYTES", 2 * 3 * recipe.size**2 + 1)
+    pictures = Pictures(recipe)
+    pixels, ids = pictures.batch(np.arange(4))
+    assert pixels.shape == (4, 3, recipe.size, recipe.size)
+    assert len(set(ids.tolist())) == 4
+    assert pictures._read.cache_info().currsize == 2
