@@ -139,8 +139,3 @@ class TimeEmbedding(nn.Module):
         angles = t[:, None] * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)  # (B, 2 * pairs)
         return self.out(F.silu(self.hidden(waves)))
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Trainable numbers in `module`."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

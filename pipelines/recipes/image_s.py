@@ -18,20 +18,22 @@ def image_s() -> Recipe:
         data="demo/data",
         root="demo",
         autoencoder=AutoencoderSection(
-            block_channels=(16, 32, 64), batch_size=16, steps=300, learning_rate=4e-3
+            block_channels=(16, 32, 64), batch_size=16, steps=260, learning_rate=4e-3
         ),
         train=TrainSection(
             width=128,
-            depth=6,
+            depth=4,
             heads=4,
-            steps=1200,
-            batch_size=32,
+            steps=2400,
+            batch_size=24,
             learning_rate=5e-3,
+            decay_fraction=0.4,
+            timestep_shift=5,
             ema_decay=0.99,
-            sample_every=600,
-            checkpoint_every=300,
+            sample_every=800,
+            checkpoint_every=400,
         ),
-        distill=DistillSection(batch_size=32, steps=240, learning_rate=1.5e-3),
+        distill=DistillSection(batch_size=24, steps=140, learning_rate=1.5e-3),
     )
 
 
