@@ -15,7 +15,7 @@ from ldm_core.generation import PictureGenerator, PictureRequest
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.shapes import write_shapes
 from ldm_core.model_directory import load_model
-from pipelines import ray_training
+from pipelines import stage
 from pipelines.distill_student import distill_student
 from pipelines.recipes.schema import Recipe
 from pipelines.sample_images import sample_images
@@ -60,7 +60,7 @@ def records(recipe: Recipe, checkpoints: dict[str, str], ray_session: None) -> d
             remove(uri)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_training, "remove", remove_others)
+        patch.setattr(stage, "remove", remove_others)
         return {
             "autoencoder": train_autoencoder(recipe, Options()),
             "latents": encode_here(recipe),
