@@ -58,6 +58,7 @@ def image_tiny() -> Recipe:
             warmup_steps=2,
             log_every=2,
             sample_every=4,
+            sample_steps=4,
             checkpoint_every=4,
         ),
         distill=DistillSection(
