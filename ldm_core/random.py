@@ -81,11 +81,9 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def _multiply(constant: int, words: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low word of a 32 x 32 bit product, without leaving the range of int64."""
-    upper, lower = constant * (words >> 16), constant * (words & 0xFFFF)  # below 2^48 both
-    high = (upper + (lower >> 16)) >> 16
-    low = (((upper & 0xFFFF) << 16) + lower) & _WORD
-    return high, low
+    """High and low word of a product of 32-bit words."""
+    product = words * constant  # wraps around modulo 2^64: every bit of it is right
+    return (product >> 32) & _WORD, product & _WORD
 
 
 def _key(seed: int, *names: str) -> tuple[int, int]:

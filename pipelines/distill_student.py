@@ -117,7 +117,13 @@ def _new_update(
 ) -> TrainingStep:
     section, dtype = recipe.distill, compute_dtype(device, recipe.precision)
     optimizers = muon_and_adamw(
-        network, hidden_matrices(network.blocks), section.learning_rate, 0.0, dtype, rank, world
+        network,
+        hidden_matrices(network.text_blocks, network.blocks),
+        section.learning_rate,
+        0.0,
+        dtype,
+        rank,
+        world,
     )
     return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
 

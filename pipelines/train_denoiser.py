@@ -175,7 +175,7 @@ def _new_update(
     section, dtype = recipe.train, compute_dtype(device, recipe.precision)
     optimizers = muon_and_adamw(
         network,
-        hidden_matrices(network.blocks),
+        hidden_matrices(network.text_blocks, network.blocks),
         section.learning_rate,
         section.weight_decay,
         dtype,

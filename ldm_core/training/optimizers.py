@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled.
         dtype: of the orthogonalisation.
         rank, world: with gradients already averaged over `world` workers of the default process
-            group, each orthogonalises every world-th matrix and they exchange the results.
+            group, each orthogonalises a share of the matrices and they exchange the results.
     """
 
     def __init__(
@@ -56,18 +56,24 @@ class Muon(torch.optim.Optimizer):
             part.view(weight.shape)
             for part, weight in zip(flat.split([w.numel() for w in weights]), weights, strict=True)
         ]
+        mine = self._share(weights)
         for index, (weight, update) in enumerate(zip(weights, updates, strict=True)):
             assert weight.grad is not None, "Muon expects a gradient for every weight"
             state = self.state[weight]
             if not state:
                 state["momentum"] = torch.zeros_like(weight)
             momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-            if index % self.world == self.rank:
+            if index in mine:
                 ahead = weight.grad.lerp(momentum, group["momentum"]).flatten(1)
                 update.copy_(orthogonalise(ahead, self.dtype).view(weight.shape))
         if self.world > 1:
             torch.distributed.all_reduce(flat)  # a sum with zeros: each had its own share
         return updates
+
+    def _share(self, weights: list[Tensor]) -> set[int]:
+        """Which weights this worker orthogonalises: dealt out from the largest to the smallest."""
+        largest_first = sorted(range(len(weights)), key=lambda i: weights[i].numel(), reverse=True)
+        return set(largest_first[self.rank :: self.world])
 
 
 def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
@@ -144,13 +150,13 @@ def muon_and_adamw(
     )
 
 
-def hidden_matrices(blocks: nn.Module) -> list[Tensor]:
-    """The matrices of attention and MLP in a transformer's blocks: what Muon is meant for.
+def hidden_matrices(*blocks: nn.Module) -> list[Tensor]:
+    """The matrices of attention and MLP in a transformer's lists of blocks: what Muon is meant for.
 
     Modulation stays with AdamW, like embeddings and the final layer outside the blocks: their
     inputs are not a hidden layer's activations.
     """
-    named = blocks.named_parameters()
+    named = [pair for part in blocks for pair in part.named_parameters()]
     return [weight for name, weight in named if weight.ndim == 2 and "modulation" not in name]
 
 
