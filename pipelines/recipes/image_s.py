@@ -18,22 +18,23 @@ def image_s() -> Recipe:
         data="demo/data",
         root="demo",
         autoencoder=AutoencoderSection(
-            block_channels=(16, 32, 64), batch_size=16, steps=260, learning_rate=4e-3
+            block_channels=(16, 32, 64), batch_size=16, steps=220, learning_rate=4e-3
         ),
         train=TrainSection(
-            width=128,
+            width=96,
             depth=4,
             heads=4,
-            steps=2400,
-            batch_size=24,
-            learning_rate=5e-3,
-            decay_fraction=0.4,
+            steps=2200,
+            batch_size=32,
+            learning_rate=8e-3,
+            decay_fraction=0.6,
             timestep_shift=5,
             ema_decay=0.99,
-            sample_every=800,
-            checkpoint_every=400,
+            sample_every=1100,
+            checkpoint_every=550,
         ),
-        distill=DistillSection(batch_size=24, steps=140, learning_rate=1.5e-3),
+        distill=DistillSection(batch_size=24, guidance_steps=30, steps=100, learning_rate=1.5e-3),
+        evaluate=EvaluateSection(double_prompts=64),
     )
 
 
