@@ -281,7 +281,7 @@ def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp
     assert "made by run r in 3s" in again
     assert again.endswith("train: is up to date (--force makes it again)\n")
     assert ldm("train", *words, "--dry-run", "--force").stdout.endswith("would run\n")
-    for decides in ("train.steps=9", "train.guidance=3", "train.sample_steps=4", "precision=bf16"):
+    for decides in ("train.steps=9", "train.guidance=3", "train.sample_steps=5", "precision=bf16"):
         changed = ldm("train", *words, "--set", decides, "--dry-run").stdout
         assert changed.endswith("would run\n"), decides
     for other in ("train.workers.count=1", "evaluate.teacher_steps=9", "distill.guidance=3"):

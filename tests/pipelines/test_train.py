@@ -1,5 +1,6 @@
 """Training and distilling for real, killed on the way: Ray Train, MLflow, signals, processes."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,18 +180,23 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def kill_a_worker_after(step: int, recipe: Recipe, seen: list[int]) -> None:
-    """Once there is a later checkpoint than `step`, SIGKILL one of this test's training workers."""
+def training_workers() -> list[Any]:
+    """The processes of this test's Ray that train; they are gone some time after their driver."""
     import psutil  # comes with Ray
 
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def kill_a_worker_after(step: int, recipe: Recipe, seen: list[int]) -> None:
+    """Once there is a later checkpoint than `step`, SIGKILL one of this test's training workers."""
     wait_for(lambda: checkpointed(recipe) > step)
-    workers = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if "RayTrainWorker" in " ".join(process.cmdline())
-    ]
     seen.append(checkpointed(recipe))
-    workers[-1].send_signal(signal.SIGKILL)
+    training_workers()[-1].send_signal(signal.SIGKILL)
 
 
 def kill_the_driver(recipe: Recipe) -> int:
@@ -206,6 +213,7 @@ def kill_the_driver(recipe: Recipe) -> int:
     wait_for(lambda: checkpointed(recipe) or driver.poll() is not None)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
+    wait_for(lambda: not training_workers())  # they may save once more before Ray ends them
     return checkpointed(recipe)
 
 
