@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import ray.train.torch
-import torch
 
 from ldm_core.backbones.dit import DiT
 from ldm_core.conditioning.text import TextCondition
@@ -24,16 +23,15 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.model_directory import ModelConfig, load_model, save_model
 from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema
-from ldm_core.training.optimizers import hidden_matrices, muon_and_adamw, warmup_then_decay
+from ldm_core.training.optimizers import warmup_then_decay
 from ldm_core.training.prefetch import prefetch
-from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.cards import student_card
 from pipelines.meter import Meter
 from pipelines.ray_training import Job, due, fit, restore, save
 from pipelines.recipes.schema import DistillSection, Recipe
 from pipelines.stage import Context, Options, Record, run_stage
 from pipelines.tracking import register_model
-from pipelines.train_denoiser import NOT_IN_DIGEST, pinned_version
+from pipelines.train_denoiser import NOT_IN_DIGEST, new_update, pinned_version
 
 WARMUP_STEPS = 10
 
@@ -78,7 +76,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     teacher.requires_grad_(False).to(device)
     network = student_of(teacher).to(device)
     averaged = student_of(teacher).to(device).requires_grad_(False)
-    update = _new_update(recipe, network, rank, world, device)
+    update = new_update(job, network, section, weight_decay=0.0)
     ema = Ema(network, section.ema_decay)
     first = restore(update, ema)
     model = ray.train.torch.prepare_model(network, move_to_device=False)
@@ -110,22 +108,6 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
         return {}
     summary = {"steps": section.steps, **meter.mean()}
     return {**summary, "digest": save_student(job, teacher_config, teacher_digest, network, ema)}
-
-
-def _new_update(
-    recipe: Recipe, network: DiT, rank: int, world: int, device: torch.device
-) -> TrainingStep:
-    section, dtype = recipe.distill, compute_dtype(device, recipe.precision)
-    optimizers = muon_and_adamw(
-        network,
-        hidden_matrices(network.text_blocks, network.blocks),
-        section.learning_rate,
-        0.0,
-        dtype,
-        rank,
-        world,
-    )
-    return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
 
 
 def _losses(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, RunStatus
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunStatus
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
@@ -64,9 +65,10 @@ class Run:
         return MlflowClient(tracking_uri=self.uri)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers at a step."""
-        for key, value in values.items():
-            self.client.log_metric(self.id, key, float(value), step=step)
+        """Log numbers at a step, in one transaction."""
+        now = int(time.time() * 1000)  # ms
+        batch = [Metric(key, float(value), now, step) for key, value in values.items()]
+        self.client.log_batch(self.id, metrics=batch)
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Tag the run."""

@@ -33,7 +33,7 @@ from pipelines.cards import teacher_card
 from pipelines.meter import Meter
 from pipelines.ray_training import Job, due, fit, restore, save
 from pipelines.recipe_options import describe_errors
-from pipelines.recipes.schema import Recipe, TrainSection
+from pipelines.recipes.schema import DistillSection, Recipe, TrainSection
 from pipelines.stage import Context, Options, Record, run_stage
 from pipelines.tracking import register_model
 from pipelines.training_pictures import TrainingPictures
@@ -129,7 +129,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     plan = SamplePlan(recipe.seed, len(reader), section.batch_size)
     torch.manual_seed(recipe.seed)  # the same initial weights on every worker
     network = DiT(fitting(section, reader)).to(device)
-    update = _new_update(recipe, network, rank, world, device)
+    update = new_update(job, network, section, section.weight_decay)
     ema = Ema(network, section.ema_decay)
     first = restore(update, ema)
     if section.compile:
@@ -169,18 +169,15 @@ def pinned_version(job: Job) -> StoreVersion:
     return LatentStore(job.recipe.product("latents")).version_of(job.inputs["latents"])
 
 
-def _new_update(
-    recipe: Recipe, network: DiT, rank: int, world: int, device: torch.device
+def new_update(
+    job: Job, network: DiT, section: TrainSection | DistillSection, weight_decay: float
 ) -> TrainingStep:
-    section, dtype = recipe.train, compute_dtype(device, recipe.precision)
+    """What updates the transformer on this worker: Muon for hidden matrices, AdamW for the rest."""
+    rank, world, device = job.place()
+    dtype = compute_dtype(device, job.recipe.precision)
+    matrices = hidden_matrices(network.text_blocks, network.blocks)
     optimizers = muon_and_adamw(
-        network,
-        hidden_matrices(network.text_blocks, network.blocks),
-        section.learning_rate,
-        section.weight_decay,
-        dtype,
-        rank,
-        world,
+        network, matrices, section.learning_rate, weight_decay, dtype, rank, world
     )
     return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
 

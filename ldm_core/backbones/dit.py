@@ -3,6 +3,8 @@
 DiT's adaptive layer norm (Peebles & Xie 2023, Sec. 3.2), RMSNorm, QK-norm, SwiGLU and axial RoPE.
 Captions first pass a few blocks of their own, as in Lumina-Image 2.0 (Qin et al. 2025); every image
 block then has them as further keys and values in its one attention. They do not depend on x_t or t.
+A depthwise convolution before every image block lets a token see its neighbours' contours, the
+same way wherever they lie.
 
 Shapes: B batch, C channels, H x W latent size, p patch size, N = HW/p^2 image tokens, L caption
 tokens, D width.
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from ldm_core.backbones.layers import (
     Attention,
+    GridConvolution,
     RMSNorm,
     RotaryTable,
     SwiGLU,
@@ -73,10 +76,12 @@ class DiTConfig(BaseModel):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each scaled, shifted and gated by the condition (adaLN-zero)."""
+    """A look at the neighbours, then attention and MLP, each scaled, shifted and gated by the
+    condition (adaLN-zero)."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
+        self.neighbours = GridConvolution(config.width)
         self.attention_norm = RMSNorm(config.width, scale=False)
         self.attention = Attention(config.width, config.heads)
         self.mlp_norm = RMSNorm(config.width, scale=False)
@@ -84,9 +89,16 @@ class Block(nn.Module):
         self.modulation = nn.Linear(config.width, 6 * config.width)
 
     def forward(
-        self, x: Tensor, condition: Tensor, table: RotaryTable, text: Tensor, mask: Tensor
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        condition: Tensor,
+        table: RotaryTable,
+        text: Tensor,
+        mask: Tensor,
     ) -> Tensor:
         """`x` (B, N, D), `condition` (B, 1, D) already through SiLU, `text` (B, L, D) -> `x`."""
+        x = self.neighbours(x, grid)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(condition).chunk(6, -1)
         y = self.attention_norm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.attention(y, mask, table, text)
@@ -140,9 +152,10 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        closed = [block.modulation for block in self.modules() if isinstance(block, Block)]
-        closed += [self.final_modulation, self.final]
+        closed = [self.final_modulation, self.final]
         for block in self.modules():
+            if isinstance(block, Block):
+                closed.append(block.modulation)
             if isinstance(block, TextBlock):
                 closed += [block.attention.out, block.mlp.out]
         if self.interval_embedding is not None:
@@ -178,7 +191,7 @@ class DiT(nn.Module):
         table = axial_rotary(h, w, self.config.width // self.config.heads, x_t.device)
         mask = _attention_mask(F.pad(cond.mask, (0, h * w), value=True), x_t.dtype)
         for block in self.blocks:
-            x = block(x, condition, table, text, mask)
+            x = block(x, (h, w), condition, table, text, mask)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
         patches = self.final(self.final_norm(x) * (1 + scale) + shift)
         return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
@@ -227,7 +240,7 @@ def forward_flops(
     n = image_tokens(config, latent_size or config.latent_size)
     d, length = config.width, text_tokens
     per_token = 4 * d * d + 3 * d * config.hidden  # qkv and out; SwiGLU
-    block = n * per_token + length * 2 * d * d + 2 * n * (length + n) * d + 6 * d * d
+    block = n * (per_token + 9 * d) + length * 2 * d * d + 2 * n * (length + n) * d + 6 * d * d
     text_block = length * per_token + 2 * length * length * d
     patch = config.in_channels * config.patch_size**2
     times = (1 + config.flow_map) * (2 * TimeEmbedding.pairs * d + d * d)

@@ -101,6 +101,25 @@ class Attention(nn.Module):
         return rearrange(x, "b n (part h k) -> part b h n k", part=parts, h=self.heads).unbind(0)
 
 
+class GridConvolution(nn.Module):
+    """x + a depthwise 3 x 3 convolution of the grid of tokens, nothing at initialisation.
+
+    The conditional position encoding of Chu et al. 2021 (Sec. 3.3): every token learns from its
+    neighbours where in a contour it lies, the same way all over the picture.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.kernel = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        nn.init.zeros_(self.kernel.weight)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N = rows * columns, D) -> (B, N, D)."""
+        h, w = grid
+        picture = rearrange(x, "b (h w) d -> b d h w", h=h, w=w)
+        return x + rearrange(self.kernel(picture), "b d h w -> b (h w) d")
+
+
 class SwiGLU(nn.Module):
     """W_3 (SiLU(W_1 x) * W_2 x) (Shazeer 2020, Eq. 6), W_1 and W_2 as one matrix."""
 

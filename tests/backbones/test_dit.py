@@ -71,7 +71,8 @@ def test_samples_are_independent_of_their_order():
 def test_a_patch_comes_back_where_it_was():
     network, (x_t, t, cond) = opened(SMALL), inputs((6, 12))
     for block in network.blocks:
-        torch.nn.init.zeros_(block.attention.out.weight)  # tokens no longer see one another
+        torch.nn.init.zeros_(block.attention.out.weight)  # tokens no longer see one another,
+        torch.nn.init.zeros_(block.neighbours.kernel.weight)  # not even the nearest
     other = x_t.clone()
     other[..., 2:4, 6:8] += 1
     moved = (network(other, t, cond) - network(x_t, t, cond)).abs().amax(dim=(0, 1)) > 1e-12

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from ldm_core.backbones.layers import (
     Attention,
+    GridConvolution,
     RMSNorm,
     TimeEmbedding,
     axial_rotary,
@@ -39,6 +40,17 @@ def test_memory_is_attended_to_like_tokens_at_no_angle():
     padded = (F.pad(cosines, (0, 0, 4, 0), value=1.0), F.pad(sines, (0, 0, 4, 0)))
     joint = attention(torch.cat([memory, x], dim=1), table=padded)[:, 4:]
     torch.testing.assert_close(attention(x, None, (cosines, sines), memory), joint)
+
+
+def test_a_grid_convolution_sums_each_channel_over_the_neighbours():
+    torch.manual_seed(0)
+    convolve, x = GridConvolution(2).double(), torch.randn(1, 4 * 5, 2).double()
+    assert torch.equal(convolve(x, (4, 5)), x)
+    torch.nn.init.normal_(convolve.kernel.weight)
+    near = convolve(x, (4, 5)).view(4, 5, 2)[1, 2]  # rows 0..2 and columns 1..3 around it
+    kernel = convolve.kernel.weight[:, 0].permute(1, 2, 0)  # (3, 3, D)
+    expected = x.view(4, 5, 2)[1, 2] + (kernel * x.view(4, 5, 2)[0:3, 1:4]).sum(dim=(0, 1))
+    torch.testing.assert_close(near, expected)
 
 
 def test_the_centre_keeps_its_angles():
