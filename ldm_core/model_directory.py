@@ -55,7 +55,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     kind: Literal["teacher", "student"]
     backbone: DiTConfig
     process: Literal["flow"] = "flow"
@@ -88,8 +88,7 @@ def save_model(uri: str, config: ModelConfig, weights: dict[str, Tensor], card: 
         for ref in [getattr(config, name)]
     }
     config = config.model_copy(update=stored)
-    for stale in ("record.json", "config.json"):  # no old word stands beside new weights
-        remove(join(uri, stale))
+    remove(join(uri, "config.json"))  # no old word stands beside new weights
     write_bytes(join(uri, WEIGHTS), data)
     write_bytes(join(uri, "README.md"), card.encode())
     write_bytes(join(uri, "config.json"), (config.model_dump_json(indent=2) + "\n").encode())
@@ -108,7 +107,10 @@ def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
             "distill`, or name an existing model directory"
         )
     try:
-        stored = ModelConfig.model_validate(read_json(join(uri, "config.json")))
+        written = read_json(join(uri, "config.json"))
+        if isinstance(written, dict) and written.get("format") == 1:
+            raise UserError(f"{uri} is a model in format 1, this program reads 2: train it again")
+        stored = ModelConfig.model_validate(written)
     except (ValidationError, json.JSONDecodeError) as error:
         raise UserError(f"{uri}/config.json is not a model of this project: {error}") from error
     if not exists(join(uri, WEIGHTS)):

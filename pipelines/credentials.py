@@ -2,7 +2,7 @@
 
 import re
 
-_CREDENTIALS = re.compile(r"""(?<=://)[^/\s"']+(?=@)""")
+_CREDENTIALS = re.compile(r"""(?<=://)[^/\s"]+(?=@)""")  # a password may hold an apostrophe
 
 
 def masked(text: str) -> str:

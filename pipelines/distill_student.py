@@ -18,6 +18,7 @@ from ldm_core.diffusion.flow_map import FlowMap
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
 from ldm_core.distillation.student import DistillationLosses, student_of
+from ldm_core.errors import UserError
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
 from ldm_core.latents.store import LatentStore
 from ldm_core.model_directory import ModelConfig, load_model, save_model
@@ -45,7 +46,12 @@ def distill_student(recipe: Recipe, options: Options) -> Record | None:
     recipe = recipe.located()
     config, _, digest = load_model(recipe.product("teacher"))
     section = recipe.distill
-    latents = config.lineage["store_content"][:16]
+    latents = config.lineage.get("store_content", "")[:16]
+    if not latents:
+        raise UserError(
+            f"{recipe.product('teacher')} does not say which latents it was trained on "
+            "(lineage.store_content in its config.json): distil a teacher that `ldm train` made"
+        )
 
     def work(context: Context) -> dict[str, Any]:
         LatentStore(recipe.product("latents")).version_of(latents)  # refused here if it is gone

@@ -36,7 +36,8 @@ def _shards(rows: list[Row], workers: Workers, verbose: bool) -> ray.data.Datase
     """Start Ray and hand it the shards, one to a block."""
     ray_runtime.start(verbose)
     decoding = 1 if workers.gpus else 0  # else the actors decode
-    ray_runtime.check_room("encode", workers.cpus + decoding, workers.gpus)
+    remedy = "lower encode.workers.cpus or .gpus" + " (one more CPU decodes)" * decoding
+    ray_runtime.check_room("encode", workers.cpus + decoding, workers.gpus, remedy)
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 

@@ -93,7 +93,8 @@ class Result:
 def score_on_ray(job: Job, workers: Workers, verbose: bool) -> Iterator[Result]:
     """Draw and judge all rows on a pool of workers; results come as they are finished."""
     ray_runtime.start(verbose)
-    ray_runtime.check_room("evaluate", workers.cpus, workers.gpus)
+    remedy = "lower evaluate.workers.cpus or .gpus"
+    ray_runtime.check_room("evaluate", workers.cpus, workers.gpus, remedy)
     rows = job.rows()
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         ScorePictures,  # type: ignore[arg-type]  # Ray makes it once in each worker

@@ -19,11 +19,24 @@ CACHE_BYTES = 2 << 30  # of decoded pictures, on every worker
 
 
 class Pictures:
-    """The folder's pictures as tensors, decoded once; unusable ones give way to their neighbour."""
+    """The folder's pictures as tensors, decoded once.
+
+    An unusable one gives way to another of its set: one that is trained on never stands in for one
+    that is held out, nor the other way round.
+
+    Attributes:
+        trained, held_out: rows of the two sets; see `split`.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.images = list_captioned_images(recipe.data).images
         self.size = recipe.size
+        self.trained, self.held_out = split(len(self.images), recipe.seed)
+        self._next = {
+            row: following
+            for rows in (self.trained, self.held_out)
+            for row, following in zip(rows.tolist(), np.roll(rows, -1).tolist(), strict=True)
+        }
         self._pool = ThreadPoolExecutor(4)
         self._read = lru_cache(maxsize=CACHE_BYTES // (3 * self.size**2))(self._decode)
 
@@ -45,12 +58,15 @@ class Pictures:
             return None  # the encode stage reports it with its reason
 
     def _usable(self, row: int) -> tuple[int, np.ndarray]:
-        for offset in range(len(self)):
-            candidate = (row + offset) % len(self)
-            array = self._read(candidate)
+        for _ in range(len(self)):
+            array = self._read(row)
             if array is not None:
-                return candidate, array
-        raise UserError(f"none of the {len(self)} pictures can be decoded; see `ldm encode`")
+                return row, array
+            row = self._next[row]
+        raise UserError(
+            f"of the {len(self)} pictures none that are trained on, or none that are held out, can "
+            "be decoded: replace the broken files"
+        )
 
 
 def split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -100,7 +100,8 @@ def _network(name: str, recipe: Recipe) -> Any:
     import torch
 
     from ldm_core.autoencoders.training import new_autoencoder
-    from ldm_core.backbones.dit import DiT, DiTConfig
+    from ldm_core.backbones.dit import DiT
+    from pipelines.train_denoiser import backbone_config
 
     auto, text, section = recipe.autoencoder, recipe.text, recipe.train
     trained = auto.source == "train"
@@ -111,15 +112,6 @@ def _network(name: str, recipe: Recipe) -> Any:
         if not (trained or auto.source == "identity") or {text.t5, text.clip} != {"tiny"}:
             return None
         side = recipe.size // auto.downsampling if trained else recipe.size
-        config = DiTConfig(
-            in_channels=auto.channels if trained else 3,
-            latent_size=(side, side),
-            patch_size=section.patch_size,
-            width=section.width,
-            depth=section.depth,
-            heads=section.heads,
-            text_width=text.tiny_width,
-            pooled_width=text.tiny_width,
-            flow_map=name == "distill",
-        )
-        return DiT(config)
+        latent = (auto.channels if trained else 3, side, side)
+        config = backbone_config(section, latent, text.tiny_width, text.tiny_width)
+        return DiT(config.model_copy(update={"flow_map": name == "distill"}))

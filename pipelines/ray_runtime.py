@@ -57,26 +57,32 @@ def start(verbose: bool = False) -> None:
     quiet(verbose)
 
 
-def check_room(section: str, cpus: float, gpus: float) -> None:
+def check_room(section: str, cpus: float, gpus: float, remedy: str) -> None:
     """Refuse what this machine does not have, as Ray waits for it without end.
+
+    A cluster may still grow, so there it only says what is being waited for.
 
     Args:
         section: of the recipe, whose workers ask for it.
         cpus: that must be free at once.
         gpus: the same.
+        remedy: what to change on this machine.
 
     Raises:
-        UserError: there are fewer, and no cluster that may still grow.
+        UserError: this machine has fewer.
     """
     have = ray.cluster_resources()
     need = {"CPU": cpus, "GPU": gpus}
     short = {name: n for name, n in need.items() if n > have.get(name, 0)}
-    if short and "RAY_ADDRESS" not in os.environ:
-        asked = ", ".join(f"{n:g} {name} of {have.get(name, 0):g}" for name, n in short.items())
-        raise UserError(
-            f"{section} needs {asked} on this machine: lower {section}.workers.count, .cpus or "
-            ".gpus, or set RAY_ADDRESS to a larger cluster"
-        )
+    if not short:
+        return
+    asked = ", ".join(f"{n:g} {name} of {have.get(name, 0):g}" for name, n in short.items())
+    if "RAY_ADDRESS" in os.environ:
+        print(f"[{section}] waits for the cluster to grow: it needs {asked}", flush=True)
+        return
+    raise UserError(
+        f"{section} needs {asked} on this machine: {remedy}, or set RAY_ADDRESS to a larger cluster"
+    )
 
 
 def quiet(verbose: bool) -> None:

@@ -19,7 +19,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, filesystem, is_remote, join, remove
+from ldm_core.files import absolute, filesystem, is_remote
 from ldm_core.training.ema import Ema
 from ldm_core.training.step import TrainingStep
 from pipelines.progress import Progress
@@ -92,10 +92,9 @@ def fit(
         UserError: raised by a worker, or the cause of a failure that the retries did not mend.
     """
     start(context.options.verbose)
-    check_room(context.stage, workers.count * workers.cpus, workers.count * workers.gpus)
+    remedy = f"lower {context.stage}.workers.count, .cpus or .gpus"
+    check_room(context.stage, workers.count * workers.cpus, workers.count * workers.gpus, remedy)
     folder, name = checkpoint_place(context.recipe, context.product, context.digest)
-    if context.options.force:
-        remove(join(folder, name))  # else Ray Train would go on from the end
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
     job = Job(
         context.recipe.located(),

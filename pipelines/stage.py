@@ -91,6 +91,9 @@ def run_stage(
 ) -> Record | None:
     """Run `work` unless the product already is what it would make; write the record last.
 
+    While it works there is no record, so a product half made, or by half another, is never taken
+    for finished. Checkpoints under the stage's digest are gone on with, but not with `force`.
+
     In a dry run it only says which of the two it would be, and returns None if it would work.
 
     Args:
@@ -108,9 +111,13 @@ def run_stage(
     if options.dry_run:
         say_verdict(stage, "is up to date (--force makes it again)" if fresh else "would run")
         return record if fresh else None
+    checkpoints = join(*checkpoint_place(recipe, product, digest))
+    if fresh or options.force:
+        remove(checkpoints)  # a kill between record and removal left them, or they are not wanted
     if fresh:
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
+    remove(join(product, "record.json"))
     start = time.monotonic()
     with track(recipe, stage, digest, product) as run:
         run.tags({f"input.{name}": value for name, value in inputs.items()})
@@ -129,6 +136,6 @@ def run_stage(
         summary=summary,
     )
     write_json(join(product, "record.json"), record.model_dump(mode="json"))
-    remove(join(*checkpoint_place(recipe, product, digest)))
+    remove(checkpoints)
     print(f"[{stage}] done in {seconds:.0f}s: {product}  (MLflow run {run.id})", flush=True)
     return record

@@ -15,6 +15,7 @@ from pipelines.cli_options import (
     Root,
     Verbose,
 )
+from pipelines.credentials import masked
 from pipelines.recipe_options import Arguments
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _stage_command(name: str, load: Callable[[], "StageFunction"], next_name: st
             preview(name, resolved)
         run(resolved, Options(verbose, force, dry_run))
         if not dry_run:
-            print(f"next: {arguments.command(next_name)}", flush=True)
+            shown = Arguments(recipe, data, root, tuple(map(masked, arguments.overrides)))
+            print(f"next: {shown.command(next_name)}", flush=True)
 
     return command

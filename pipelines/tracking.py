@@ -16,7 +16,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, exists, is_remote, join, read_json
+from ldm_core.files import absolute, exists, is_remote, join
+from ldm_core.model_directory import load_model
 from pipelines.credentials import masked
 from pipelines.recipes.schema import Recipe
 
@@ -181,10 +182,11 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
 
 
 def _check_folder(uri: str, folder: str, digest: str | None) -> None:
-    """Refuse a version whose folder a later run has written anew, as its record tells."""
-    record = join(folder, "record.json")
-    there = read_json(record)["summary"].get("digest") if exists(record) else None
-    if digest and there and digest != there:
+    """Refuse a version whose folder now holds other weights, finished and registered or not."""
+    if digest is None or not exists(join(folder, "config.json")):
+        return  # registered by others, or gone, which loading it will say
+    there = load_model(folder)[2]
+    if digest != there:
         raise UserError(
             f"{uri} is the model {digest}, but {folder} now holds {there}: name the version "
             "registered last, or put the old model back"

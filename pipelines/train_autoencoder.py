@@ -31,7 +31,7 @@ from ldm_core.training.optimizers import hidden_kernels, muon_and_adamw, warmup_
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.meter import Meter
-from pipelines.picture_reader import Pictures, split
+from pipelines.picture_reader import Pictures
 from pipelines.ray_training import Job, due, fit, restore, save
 from pipelines.recipes.schema import AutoencoderSection, Recipe
 from pipelines.stage import Context, Options, Record, run_stage, say_verdict
@@ -77,8 +77,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     recipe, section = job.recipe, job.recipe.autoencoder
     rank, world, device = job.place()
     pictures = Pictures(recipe)
-    rows, held_out = split(len(pictures), recipe.seed)
-    plan = SamplePlan(recipe.seed, len(rows), section.batch_size)
+    plan = SamplePlan(recipe.seed, len(pictures.trained), section.batch_size)
     latent = (section.channels, *(recipe.size // section.downsampling,) * 2)
     update = _new_update(recipe, rank, world, device)
     first = restore(update)
@@ -87,7 +86,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     )
 
     def read(step: int) -> tuple[Tensor, Tensor]:
-        pixels, ids = pictures.batch(rows[plan.rows_at(step, rank, world)[0]])
+        pixels, ids = pictures.batch(pictures.trained[plan.rows_at(step, rank, world)[0]])
         eps = random.normal(recipe.seed, "posterior", step, ids, latent)
         return pixels.to(device), eps.to(device)
 
@@ -104,7 +103,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
             save(update, None, done)
     if rank:
         return {}
-    return {**meter.mean(), **_finish(job, update.network, pictures, rows, held_out, device)}
+    return {**meter.mean(), **_finish(job, update.network, pictures, device)}
 
 
 def _new_update(recipe: Recipe, rank: int, world: int, device: torch.device) -> TrainingStep:
@@ -131,17 +130,10 @@ def _loss(
     ).total
 
 
-def _finish(
-    job: Job,
-    network: Any,
-    pictures: Pictures,
-    rows: np.ndarray,
-    held_out: np.ndarray,
-    device: torch.device,
-) -> dict[str, float]:
+def _finish(job: Job, network: Any, pictures: Pictures, device: torch.device) -> dict[str, float]:
     """Measure, keep the statistics in the config where diffusers keeps them, and save."""
     autoencoder = DiffusersAutoencoder(network, "", device)
-    some = rows[:STATISTICS]
+    some = pictures.trained[:STATISTICS]
     posteriors = [
         autoencoder.encode(pictures.batch(some[start : start + 64])[0])
         for start in range(0, len(some), 64)
@@ -153,7 +145,7 @@ def _finish(
         )
     )
     network.register_to_config(latents_mean=mean, latents_std=std)
-    pixels, _ = pictures.batch(held_out)
+    pixels, _ = pictures.batch(pictures.held_out)
     decoded = autoencoder.decode(autoencoder.encode(pixels).mean).cpu()
     figures = {"psnr": float(psnr(pixels, decoded).mean()), "latent_std": float(np.mean(std))}
     job.run.metrics(figures, job.recipe.autoencoder.steps)

@@ -189,6 +189,13 @@ def test_a_mistake_found_by_a_ray_task_is_the_users(capsys):
     assert capsys.readouterr().err == "ldm: size is 3\n"
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_saves_its_training_on_the_way(name):
+    recipe = RECIPES[name]()
+    for section in (recipe.autoencoder, recipe.train, recipe.distill):
+        assert section.checkpoint_every <= section.steps / 2
+
+
 def test_show_prints_what_can_be_passed_again(ldm, tmp_path):
     assert [line.split()[0] for line in ldm("show").stdout.splitlines()] == list(RECIPES)
     words = ["--root", "elsewhere", "--set", "train.steps=5", "--set", "train.workers={count: 4}"]

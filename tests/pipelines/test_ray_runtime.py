@@ -14,13 +14,13 @@ def two_cpus(monkeypatch):
 
 
 def test_what_the_machine_does_not_have_is_refused():
-    check_room("train", cpus=2, gpus=0)
-    with pytest.raises(
-        UserError, match=r"train needs 3 CPU of 2, 1 GPU of 0 .*lower train\.workers\.count"
-    ):
-        check_room("train", cpus=3, gpus=1)
+    check_room("train", cpus=2, gpus=0, remedy="lower it")
+    with pytest.raises(UserError, match="train needs 3 CPU of 2, 1 GPU of 0 .*: lower it, or set"):
+        check_room("train", cpus=3, gpus=1, remedy="lower it")
 
 
-def test_a_cluster_may_still_grow(monkeypatch):
+def test_a_cluster_may_still_grow(monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    check_room("encode", cpus=3, gpus=1)
+    check_room("encode", cpus=3, gpus=0, remedy="lower it")
+    line = "[encode] waits for the cluster to grow: it needs 3 CPU of 2\n"
+    assert capsys.readouterr().out == line

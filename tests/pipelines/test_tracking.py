@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from tiny_project import backbone, model_config, random_network
 
 from ldm_core.errors import UserError
+from ldm_core.model_directory import Reference, save_model
 from pipelines import tracking
 from pipelines.commands import command
 from pipelines.credentials import masked
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
-from pipelines.stage import Options, run_stage
+from pipelines.stage import Options, checkpoint_place, run_stage
 from pipelines.tracking import register_model, resolve_model, track, tracking_uri
+
+TEXTS = {name: Reference(uri=f"/far/away/{name}", digest=f"of {name}") for name in ("t5", "clip")}
 
 
 @pytest.fixture
@@ -41,6 +45,7 @@ def test_a_cluster_that_works_on_a_bucket_needs_a_server(recipe, tmp_path, monke
         ("https://me:hush@mlflow:5000/a@b", "https://***@mlflow:5000/a@b"),
         ("--set tracking_uri=http://me:hu@sh@host x@y", "--set tracking_uri=http://***@host x@y"),
         ('{"root": "s3://bucket", "to": "me@host"}', '{"root": "s3://bucket", "to": "me@host"}'),
+        ("http://me:hu'sh@host", "http://***@host"),
         ("sqlite:////project/me@home/mlflow.db", "sqlite:////project/me@home/mlflow.db"),
     ],
 )
@@ -76,21 +81,60 @@ def test_a_run_is_gone_on_with_for_the_same_product_alone(recipe):
 def test_a_version_whose_folder_holds_a_later_model_is_refused(recipe):
     product = recipe.product("student")
 
-    def make(digest: str) -> None:
+    def make(seed: int, killed: bool = False) -> str:
         def work(context) -> dict[str, str]:
+            weights = random_network(backbone(), seed).state_dict()
+            digest = save_model(product, model_config(TEXTS), weights, "a card")
+            if killed:
+                raise RuntimeError("before it is registered")
             register_model(context.run, "shapes", product, digest, "champion")
             return {"digest": digest}
 
-        run_stage(recipe, "distill", product, {"of": digest}, {}, work, Options())
+        record = run_stage(recipe, "distill", product, {"of": seed}, {}, work, Options())
+        return record.summary["digest"]
 
     registry = tracking_uri(recipe)
-    make("first")
+    first = make(1)
     assert resolve_model("models:/shapes/1", registry) == product
-    make("second")
+    second = make(2)
     for name in ("models:/shapes/2", "models:/shapes@champion"):
         assert resolve_model(name, registry) == product
-    with pytest.raises(UserError, match=r"models:/shapes/1 is the model first, .*holds second"):
+    with pytest.raises(UserError, match=f"shapes/1 is the model {first}, .*holds {second}"):
         resolve_model("models:/shapes/1", registry)
+    with pytest.raises(RuntimeError, match="registered"):
+        make(3, killed=True)
+    with pytest.raises(UserError, match=f"champion is the model {second}, "):
+        resolve_model("models:/shapes@champion", registry)
     for nothing in ("models:/shapes/3", "models:/shapes@best", "models:/shapes"):
         with pytest.raises(UserError, match="has no models:/shapes"):
             resolve_model(nothing, registry)
+
+
+def test_what_is_half_made_is_not_taken_for_what_was_there(recipe):
+    """Nor for a product of settings gone back to; and only `force` throws its checkpoints away."""
+    product = recipe.product("autoencoder")
+
+    def work(context) -> dict[str, str]:
+        checkpoint = Path(*checkpoint_place(recipe, product, context.digest), "half")
+        resumed = checkpoint.exists()
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
+        if killed:
+            raise RuntimeError("killed")
+        return {"resumed": resumed}
+
+    def run(steps: int, force: bool = False) -> dict[str, bool]:
+        sections = {"steps": steps}
+        record = run_stage(recipe, "autoencoder", product, sections, {}, work, Options(force=force))
+        return record.summary
+
+    killed = False
+    assert run(1) == {"resumed": False}
+    killed = True
+    for again in ({"steps": 2}, {"steps": 1}, {"steps": 1, "force": True}):
+        with pytest.raises(RuntimeError):
+            run(**again)
+    killed = False
+    assert run(1) == {"resumed": True}
+    assert run(2, force=True) == {"resumed": False}
+    assert not list(Path(recipe.root, "checkpoints").glob("autoencoder-*/*"))

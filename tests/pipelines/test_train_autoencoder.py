@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from tiny_runs import tiny_recipe
 
+from ldm_core.errors import UserError
+from ldm_core.latents.reader import sample_key
 from ldm_core.media.shapes import write_shapes
 from pipelines import picture_reader
 from pipelines import train_autoencoder as stage
@@ -36,6 +38,24 @@ def test_another_picture_under_the_same_name_is_noticed(tmp_path, monkeypatch):
             Image.new("RGB", (size, size)).save(first)
         stage.train_autoencoder(recipe, Options())
     assert found[0] == found[1] != found[2]
+
+
+def test_a_broken_picture_gives_way_to_one_of_its_own_set(tmp_path):
+    write_shapes(tmp_path / "data", 40, 16, seed=0)
+    pictures = Pictures(tiny_recipe(str(tmp_path / "data"), str(tmp_path)))
+    for rows in (pictures.trained, pictures.held_out):
+        for row in rows[:-1]:
+            _path(pictures, row).write_bytes(b"broken")
+        _, ids = pictures.batch(rows)
+        assert set(ids.tolist()) == {sample_key(pictures.images[rows[-1]].id)}
+    _path(pictures, pictures.held_out[-1]).write_bytes(b"broken")
+    again = Pictures(tiny_recipe(str(tmp_path / "data"), str(tmp_path)))
+    with pytest.raises(UserError, match="of the 40 pictures none .* held out"):
+        again.batch(again.held_out)
+
+
+def _path(pictures: Pictures, row: int) -> Path:
+    return Path(pictures.images[row].uri.removeprefix("file:"))
 
 
 def test_decoded_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):
