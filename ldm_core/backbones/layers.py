@@ -110,10 +110,10 @@ class GridConvolution(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        kernel = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        nn.init.zeros_(kernel.weight)
-        # the layout tokens already have as a picture, so that the gradient has the weight's
-        self.kernel = kernel.to(memory_format=torch.channels_last)
+        self.kernel = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        # in the layout that tokens have as a picture, so that the gradient has the weight's
+        closed = torch.zeros_like(self.kernel.weight).to(memory_format=torch.channels_last)
+        self.kernel.weight = nn.Parameter(closed)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, N = rows * columns, D) -> (B, N, D)."""
