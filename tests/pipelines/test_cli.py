@@ -87,7 +87,7 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("train --set autoencoder.block_channels=[8]", ("autoencoder: downsampling 4", "(8,)")),
         ("train --set train.workers.count=5", ("train: batch_size 32", "count 5", "batch_size 35")),
         ("distill --set distill.batch_size=9", ("distill: batch_size 9", "count 2")),
-        ("autoencoder --set autoencoder.workers.count=3", ("autoencoder: batch_size 16",)),
+        ("autoencoder --set autoencoder.workers.count=3", ("autoencoder: batch_size 8",)),
         (
             "evaluate --set evaluate.student_steps=[4,0] --set evaluate.seed=-1",
             ("evaluate.student_steps.1 is 0", "evaluate.seed is -1"),
