@@ -8,7 +8,7 @@ to it, so that a project folder or bucket prefix can be moved as a whole.
 import hashlib
 import json
 import os
-from typing import Literal
+from typing import Final, Literal
 
 import safetensors
 import safetensors.torch
@@ -28,6 +28,7 @@ from ldm_core.files import (
     write_bytes,
 )
 
+FORMAT: Final = 3  # 3: layer norm in the transformer; 2: its convolutions
 WEIGHTS = "model.safetensors"
 
 
@@ -55,7 +56,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2] = 2
+    format: Literal[3] = FORMAT
     kind: Literal["teacher", "student"]
     backbone: DiTConfig
     process: Literal["flow"] = "flow"
@@ -108,8 +109,11 @@ def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
         )
     try:
         written = read_json(join(uri, "config.json"))
-        if isinstance(written, dict) and written.get("format") == 1:
-            raise UserError(f"{uri} is a model in format 1, this program reads 2: train it again")
+        former = written.get("format") if isinstance(written, dict) else None
+        if isinstance(former, int) and 0 < former < FORMAT:
+            raise UserError(
+                f"{uri} is a model in format {former}, this program reads {FORMAT}: train it again"
+            )
         stored = ModelConfig.model_validate(written)
     except (ValidationError, json.JSONDecodeError) as error:
         raise UserError(f"{uri}/config.json is not a model of this project: {error}") from error

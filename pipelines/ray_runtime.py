@@ -16,6 +16,12 @@ import ray
 
 from ldm_core.errors import UserError
 
+# Ray Train on one machine, which is not taken away with notice; its end is seen sooner.
+TRAIN_ALONE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
 FORWARDED = ("AWS_", "MLFLOW_", "OMP_", "TOKENIZERS_", "LDM_")
 
 
@@ -48,6 +54,9 @@ def start(verbose: bool = False) -> None:
         return
     level = logging.INFO if verbose else logging.ERROR
     local = "RAY_ADDRESS" not in os.environ
+    if local:
+        for name, value in TRAIN_ALONE.items():
+            os.environ.setdefault(name, value)
     ray.init(
         include_dashboard=False if local else None,
         log_to_driver=verbose,

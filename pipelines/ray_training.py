@@ -23,28 +23,13 @@ from ldm_core.files import absolute, filesystem, is_remote
 from ldm_core.training.ema import Ema
 from ldm_core.training.step import TrainingStep
 from pipelines.progress import Progress
+from pipelines.progress_board import ProgressBoard
 from pipelines.ray_runtime import check_room, start
 from pipelines.recipes.schema import Recipe, Workers
 from pipelines.stage import Context, checkpoint_place
 from pipelines.tracking import Run
 
 STATE = "state.pt"
-
-
-@ray.remote(num_cpus=0)
-class ProgressBoard:
-    """Where the first worker writes how far it is, and the driver reads it."""
-
-    def __init__(self) -> None:
-        self._state: tuple[int, str] = (0, "")
-
-    def post(self, done: int, note: str) -> None:
-        """Steps done so far and a short text."""
-        self._state = (done, note)
-
-    def read(self) -> tuple[int, str]:
-        """What was posted last."""
-        return self._state
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ def save(uri: str, config: ModelConfig | None = None, seed: int = 0) -> str:
     return save_model(uri, config or model_config(TEXTS), network.state_dict(), "# A card\n")
 
 
-def test_a_model_of_the_former_format_is_named_as_such(uri):
+@pytest.mark.parametrize("former", [1, 2])
+def test_a_model_of_a_former_format_is_named_as_such(uri, former):
     save(uri)
     path = Path(uri, "config.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
-    with pytest.raises(UserError, match="in format 1, this program reads 2: train it again"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": former}))
+    with pytest.raises(UserError, match=f"in format {former}, this program reads 3: train it"):
         load_model(uri)
 
 
@@ -119,7 +120,7 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"_class_name": "UNet2DModel", "sample_size": 8}', "{", "[]", '{"format": 3}']
+    "text", ['{"_class_name": "UNet2DModel", "sample_size": 8}', "{", "[]", '{"format": 9}']
 )
 def test_another_programs_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)

@@ -1,6 +1,6 @@
 """A text-conditioned latent diffusion transformer: patches that read a refined caption.
 
-DiT's adaptive layer norm (Peebles & Xie 2023, Sec. 3.2), RMSNorm, QK-norm, SwiGLU and axial RoPE.
+DiT's adaptive layer norm (Peebles & Xie 2023, Sec. 3.2), QK-norm, SwiGLU and axial RoPE.
 Captions first pass a few blocks of their own, as in Lumina-Image 2.0 (Qin et al. 2025); every image
 block then has them as further keys and values in its one attention. They do not depend on x_t or t.
 A depthwise convolution before every image block lets a token see its neighbours' contours, the
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ldm_core.backbones.layers import (
     Attention,
     GridConvolution,
-    RMSNorm,
     RotaryTable,
     SwiGLU,
     TimeEmbedding,
@@ -82,9 +81,9 @@ class Block(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.neighbours = GridConvolution(config.width)
-        self.attention_norm = RMSNorm(config.width, scale=False)
+        self.attention_norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.attention = Attention(config.width, config.heads)
-        self.mlp_norm = RMSNorm(config.width, scale=False)
+        self.mlp_norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.mlp = SwiGLU(config.width, config.hidden)
         self.modulation = nn.Linear(config.width, 6 * config.width)
 
@@ -111,9 +110,9 @@ class TextBlock(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.width)
+        self.attention_norm = nn.LayerNorm(config.width, bias=False)
         self.attention = Attention(config.width, config.heads)
-        self.mlp_norm = RMSNorm(config.width)
+        self.mlp_norm = nn.LayerNorm(config.width, bias=False)
         self.mlp = SwiGLU(config.width, config.hidden)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -131,16 +130,16 @@ class DiT(nn.Module):
         patch = config.in_channels * config.patch_size**2
         self.patch_embedding = nn.Linear(patch, config.width)
         self.position_embedding = nn.Linear(config.width, config.width, bias=False)
-        self.text_norm = RMSNorm(config.text_width)
+        self.text_norm = nn.LayerNorm(config.text_width, bias=False)
         self.text_embedding = nn.Linear(config.text_width, config.width)
         self.text_blocks = nn.ModuleList(TextBlock(config) for _ in range(config.text_depth))
-        self.memory_norm = RMSNorm(config.width, scale=False)
-        self.pooled_norm = RMSNorm(config.pooled_width)
+        self.memory_norm = nn.LayerNorm(config.width, elementwise_affine=False)
+        self.pooled_norm = nn.LayerNorm(config.pooled_width, bias=False)
         self.pooled_embedding = nn.Linear(config.pooled_width, config.width)
         self.time_embedding = TimeEmbedding(config.width)
         self.interval_embedding = TimeEmbedding(config.width) if config.flow_map else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.final_norm = RMSNorm(config.width, scale=False)
+        self.final_norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.final_modulation = nn.Linear(config.width, 2 * config.width)
         self.final = nn.Linear(config.width, patch)
         self.initialise()

@@ -1,4 +1,4 @@
-"""The parts transformers are put together from: norms, rotary positions, attention, SwiGLU.
+"""The parts transformers are put together from: rotary positions, attention, SwiGLU.
 
 Shapes: B batch, N tokens, D width, H heads, K = D / H head width, F hidden width of the MLP.
 """
@@ -11,24 +11,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 RotaryTable = tuple[Tensor, Tensor]  # cosines and sines, (N, K / 2) each
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) over the last dimension (Zhang & Sennrich 2019, Eq. 4).
-
-    Half-precision inputs are normalised in float32; `scale=False` leaves out the learned scale,
-    for norms that an adaptive modulation follows.
-    """
-
-    def __init__(self, width: int, *, scale: bool = True, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.width, self.eps = width, eps
-        self.weight = nn.Parameter(torch.ones(width)) if scale else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D) in the dtype of `x`."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return F.rms_norm(wide, (self.width,), self.weight, self.eps).to(x.dtype)
 
 
 def axial_rotary(height: int, width: int, head_width: int, device: torch.device) -> RotaryTable:
@@ -49,21 +31,24 @@ def axial_rotary(height: int, width: int, head_width: int, device: torch.device)
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
-    """Turn the pair (x_i, x_{i + K/2}) of every head by its token's angle: (B, H, N, K)."""
+    """Turn the pair (x_i, x_{i + K/2}) of every head by its token's angle: (..., N, K)."""
     cosines, sines = (part.to(x.dtype) for part in table)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys (Henry et al. 2020)."""
+    """Multi-head attention with normalised queries and keys (Henry et al. 2020).
+
+    Layer norm without a shift, as in ViT-22B (Dehghani et al. 2023, Sec. 2).
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.query_norm = RMSNorm(width // heads)
-        self.key_norm = RMSNorm(width // heads)
+        self.norm = nn.LayerNorm(width // heads, elementwise_affine=False)
+        self.scale = nn.Parameter(torch.ones(2 * (width // heads)))  # of queries, then of keys
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
@@ -84,21 +69,24 @@ class Attention(nn.Module):
         Returns:
             (B, N, D).
         """
-        q, k, v = self._heads(self.qkv(x), 3)
-        q, k = self.query_norm(q), self.key_norm(k)
-        if table is not None:
-            q, k = rotate(q, table), rotate(k, table)
+        scale = self.scale.view(2, 1, 1, 1, -1)
+        qk, v = self._heads(self.qkv(x)).split([2, 1])
+        qk = self.norm(qk) * scale  # both at once: (2, B, H, N, K)
+        q, k = (qk if table is None else rotate(qk, table)).to(v.dtype)
+        v = v[0]
         if memory is not None:
             weight = self.qkv.weight[x.shape[-1] :]  # without the queries' rows
-            memory_k, memory_v = self._heads(F.linear(memory, weight), 2)
-            k = torch.cat([self.key_norm(memory_k), k], dim=2)  # (B, H, L + N, K)
+            memory_k, memory_v = self._heads(F.linear(memory, weight))
+            memory_k = (self.norm(memory_k) * scale[1]).to(v.dtype)
+            k = torch.cat([memory_k, k], dim=2)  # (B, H, L + N, K)
             v = torch.cat([memory_v, v], dim=2)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(rearrange(y, "b h n k -> b n (h k)"))
 
-    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(B, N, parts * D) -> `parts` tensors of (B, H, N, K)."""
-        return rearrange(x, "b n (part h k) -> part b h n k", part=parts, h=self.heads).unbind(0)
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, N, parts * D) -> (parts, B, H, N, K)."""
+        width = self.out.in_features // self.heads
+        return rearrange(x, "b n (part h k) -> part b h n k", h=self.heads, k=width)
 
 
 class GridConvolution(nn.Module):

@@ -1,11 +1,9 @@
-import pytest
 import torch
 import torch.nn.functional as F
 
 from ldm_core.backbones.layers import (
     Attention,
     GridConvolution,
-    RMSNorm,
     TimeEmbedding,
     axial_rotary,
     rotate,
@@ -56,16 +54,6 @@ def test_a_grid_convolution_sums_each_channel_over_the_neighbours():
 def test_the_centre_keeps_its_angles():
     small, large = (axial_rotary(size, size, 8, CPU)[0] for size in (3, 5))
     assert torch.equal(large.view(5, 5, -1)[1:4, 1:4], small.view(3, 3, -1))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rms_norm(dtype):
-    x = torch.randn(4, 6, dtype=dtype)
-    expected = x / x.square().mean(dim=-1, keepdim=True).sqrt()
-    norm = RMSNorm(6).to(dtype)
-    torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(norm(torch.zeros(1, 6, dtype=dtype)), torch.zeros(1, 6, dtype=dtype))
-    assert list(RMSNorm(6, scale=False).parameters()) == []
 
 
 def test_time_embedding_tells_times_apart_smoothly():
