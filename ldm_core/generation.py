@@ -21,9 +21,9 @@ from ldm_core.backbones.dit import DiT
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Denoiser, DenoiserLike
 from ldm_core.diffusion.flow_map import FlowMap
+from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
-from ldm_core.diffusion.timesteps import linear_grid
 from ldm_core.errors import UserError
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.media.decode import to_image

@@ -6,9 +6,9 @@ import torch
 from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.backbones.dit import DiT, DiTConfig
 from ldm_core.diffusion.denoiser import Denoiser
+from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
-from ldm_core.diffusion.timesteps import linear_grid
 from ldm_core.generation import grid_image
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.latents.reader import LatentReader

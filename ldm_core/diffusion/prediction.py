@@ -3,7 +3,8 @@
 Every prediction is a combination of data and noise, a row of coefficients in (x0, eps):
 
     x_t = alpha x0 + sigma eps          (known)
-    X0 = (1, 0)    EPS = (0, 1)    VELOCITY = (alpha', sigma')
+    X0 = (1, 0)    EPS = (0, 1)    SCORE = (0, -1 / sigma)
+    VELOCITY = (alpha', sigma')    V = (-sigma, alpha)
 
 Two rows, x_t's and the predicted one's, determine (x0, eps) and so any third row. Solving the
 2 x 2 system for the target row directly gives target = a x_t + b value, where nothing is divided
@@ -28,15 +29,23 @@ class Prediction(StrEnum):
     X0 = "x0"
     EPS = "eps"
     VELOCITY = "velocity"  # dx_t/dt; eps - x0 for a flow
+    V = "v"  # alpha eps - sigma x0 (Salimans & Ho 2022, App. D); TrigFlow's F
+    SCORE = "score"  # gradient of ln p_t, -eps / sigma
 
     def row(self, t: Tensor, process: Process) -> Row:
         """Coefficients of (x0, eps) at `t`, each of the shape of `t`."""
         one, zero = torch.ones_like(t), torch.zeros_like(t)
-        return {
-            Prediction.X0: (one, zero),
-            Prediction.EPS: (zero, one),
-            Prediction.VELOCITY: (process.alpha_derivative(t), process.sigma_derivative(t)),
-        }[self]
+        match self:
+            case Prediction.X0:
+                return one, zero
+            case Prediction.EPS:
+                return zero, one
+            case Prediction.VELOCITY:
+                return process.alpha_derivative(t), process.sigma_derivative(t)
+            case Prediction.V:
+                return -process.sigma(t), process.alpha(t)
+            case Prediction.SCORE:
+                return zero, -1 / process.sigma(t)
 
 
 def convert(

@@ -1,4 +1,8 @@
-"""Noising processes: how data turns into noise, x_t = alpha_t x0 + sigma_t eps."""
+"""Noising processes: how data turns into noise, x_t = alpha_t x0 + sigma_t eps.
+
+Data is at t = 0 and noise at t = `end`; what lies between is each process's own affair, so solvers
+speak of levels, or of lambda_t = ln(alpha_t / sigma_t), which every process can turn into a time.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +12,22 @@ from torch import Tensor
 
 
 class Process(Protocol):
-    """Signal and noise levels at a time in [0, 1], data at 0; every method keeps the shape of t."""
+    """Signal and noise levels at times in [0, end]; every method keeps the shape of its argument.
+
+    Attributes:
+        end: the time of the most noise.
+        prior_std: sampling starts from N(0, prior_std^2) there.
+    """
+
+    @property
+    def end(self) -> float:
+        """The time of the most noise."""
+        ...
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of what sampling starts from."""
+        ...
 
     def alpha(self, t: Tensor) -> Tensor:
         """Signal level alpha_t."""
@@ -26,12 +45,19 @@ class Process(Protocol):
         """The derivative of sigma_t by t."""
         ...
 
+    def time_of(self, half_log_snr: Tensor) -> Tensor:
+        """The t with ln(alpha_t / sigma_t) as given: the inverse of `half_log_snr`."""
+        ...
+
 
 @dataclass(frozen=True)
 class FlowProcess:
     """The straight line from data to noise: alpha_t = 1 - t, sigma_t = t (Liu et al. 2023, Eq. 1;
     Lipman et al. 2023, Eq. 20, both with time running the other way).
     """
+
+    end = 1.0
+    prior_std = 1.0
 
     def alpha(self, t: Tensor) -> Tensor:
         """1 - t."""
@@ -48,6 +74,10 @@ class FlowProcess:
     def sigma_derivative(self, t: Tensor) -> Tensor:
         """1 everywhere."""
         return torch.ones_like(t)
+
+    def time_of(self, half_log_snr: Tensor) -> Tensor:
+        """ln((1 - t) / t) = lambda."""
+        return torch.sigmoid(-half_log_snr)
 
 
 def batch_time(t: Tensor | float, x: Tensor) -> Tensor:
@@ -70,6 +100,22 @@ def add_noise(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return process.alpha(t) * x0 + process.sigma(t) * eps
 
 
+def half_log_snr(process: Process, t: Tensor) -> Tensor:
+    """lambda_t = ln(alpha_t / sigma_t): +inf at pure data, -inf at pure noise."""
+    return process.alpha(t).log() - process.sigma(t).log()
+
+
 def log_snr(process: Process, t: Tensor) -> Tensor:
-    """2 ln(alpha_t / sigma_t): +inf at pure data, -inf at pure noise."""
-    return 2 * (process.alpha(t).log() - process.sigma(t).log())
+    """ln(alpha_t^2 / sigma_t^2), twice `half_log_snr`."""
+    return 2 * half_log_snr(process, t)
+
+
+def drift_rate(process: Process, t: Tensor) -> Tensor:
+    """f_t of the forward SDE dx = f_t x dt + g_t dW: alpha' / alpha (Kingma et al. 2021)."""
+    return process.alpha_derivative(t) / process.alpha(t)
+
+
+def squared_diffusion(process: Process, t: Tensor) -> Tensor:
+    """g_t^2 of the forward SDE: (sigma^2)' - 2 f sigma^2 (Kingma et al. 2021)."""
+    sigma = process.sigma(t)
+    return 2 * sigma * (process.sigma_derivative(t) - drift_rate(process, t) * sigma)

@@ -1,4 +1,4 @@
-"""Times to train at and grids of times to sample on."""
+"""Times to train at."""
 
 import math
 
@@ -20,9 +20,3 @@ def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0, shift: float = 
     Esser et al. 2024, Eq. 19, by inversion, so stratified uniforms give stratified times.
     """
     return torch.sigmoid(mean + math.log(shift) + std * torch.special.ndtri(u))
-
-
-def linear_grid(steps: int, shift: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(steps + 1,) times from 1 down to 0, equally spaced before the shift; computed in float64."""
-    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return shift_timesteps(t, shift).to(dtype)

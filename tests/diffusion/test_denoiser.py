@@ -17,6 +17,10 @@ def exact(prediction):
         Prediction.X0: gaussian_x0,
         Prediction.EPS: eps,
         Prediction.VELOCITY: gaussian_velocity,
+        Prediction.V: lambda x, t, c: (
+            (1 - t)[:, None] * eps(x, t, c) - t[:, None] * gaussian_x0(x, t, c)
+        ),
+        Prediction.SCORE: lambda x, t, c: -eps(x, t, c) / t[:, None],
     }
     return Denoiser(networks[prediction], FlowProcess(), prediction)
 

@@ -1,27 +1,20 @@
 import itertools
-import math
 
 import pytest
 import torch
 
 from ldm_core.diffusion.prediction import Prediction, convert
-from ldm_core.diffusion.process import FlowProcess, add_noise
+from ldm_core.diffusion.process import FlowProcess, add_noise, over_dimensions
+from ldm_core.diffusion.variance_exploding import VarianceExploding
+from ldm_core.diffusion.variance_preserving import VPSDE, DiscreteVP, TrigFlow, linear_betas
 
-
-class Cosine:
-    """A variance-preserving process, so the table is not only tried on straight lines."""
-
-    def alpha(self, t):
-        return torch.cos(math.pi / 2 * t)
-
-    def sigma(self, t):
-        return torch.sin(math.pi / 2 * t)
-
-    def alpha_derivative(self, t):
-        return -math.pi / 2 * torch.sin(math.pi / 2 * t)
-
-    def sigma_derivative(self, t):
-        return math.pi / 2 * torch.cos(math.pi / 2 * t)
+PROCESSES = {
+    "flow": FlowProcess(),
+    "trig": TrigFlow(),
+    "vp sde": VPSDE(),
+    "linear": DiscreteVP(linear_betas()),
+    "ve": VarianceExploding(),
+}
 
 
 T = torch.linspace(0.02, 0.98, 13, dtype=torch.float64)
@@ -34,17 +27,24 @@ def truth(process):
         return add_noise(process, X0, EPS, t)
 
     x_t, velocity = torch.func.jvp(path, (T,), (torch.ones_like(T),))
-    return x_t, {Prediction.X0: X0, Prediction.EPS: EPS, Prediction.VELOCITY: velocity}
+    alpha, sigma = (over_dimensions(level(T), x_t) for level in (process.alpha, process.sigma))
+    return x_t, {
+        Prediction.X0: X0,
+        Prediction.EPS: EPS,
+        Prediction.VELOCITY: velocity,
+        Prediction.V: alpha * EPS - sigma * X0,
+        Prediction.SCORE: -EPS / sigma,
+    }
 
 
-@pytest.mark.parametrize("process", [FlowProcess(), Cosine()], ids=["flow", "cosine"])
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 @pytest.mark.parametrize(("source", "target"), itertools.product(Prediction, Prediction))
 def test_every_pair(process, source, target):
     x_t, values = truth(process)
     result = convert(values[source], x_t, T, process, source, target)
-    torch.testing.assert_close(result, values[target], rtol=0, atol=1e-12)
+    torch.testing.assert_close(result, values[target], rtol=1e-11, atol=1e-11)
     back = convert(result, x_t, T, process, target, source)
-    torch.testing.assert_close(back, values[source], rtol=0, atol=1e-12)
+    torch.testing.assert_close(back, values[source], rtol=1e-11, atol=1e-11)
 
 
 def test_flow_velocity_error_is_x0_error_over_t():

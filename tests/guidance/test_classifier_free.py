@@ -2,7 +2,7 @@ import pytest
 import torch
 from analytic import STD, caption, gaussian_denoiser
 
-from ldm_core.diffusion.timesteps import linear_grid
+from ldm_core.diffusion.grids import linear_grid
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.samplers.heun import sample_heun
 

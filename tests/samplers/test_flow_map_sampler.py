@@ -3,7 +3,7 @@ import torch
 from analytic import caption, gaussian_average_velocity, gaussian_map
 
 from ldm_core.diffusion.flow_map import FlowMap
-from ldm_core.diffusion.timesteps import linear_grid
+from ldm_core.diffusion.grids import linear_grid
 from ldm_core.samplers.flow_map import sample_flow_map
 
 COND = caption(0.7, batch=4)

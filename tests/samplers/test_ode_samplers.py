@@ -4,9 +4,9 @@ import torch
 from analytic import Mixture, caption, gaussian_denoiser, order
 
 from ldm_core.diffusion.denoiser import Denoiser
+from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
-from ldm_core.diffusion.timesteps import linear_grid
 from ldm_core.samplers.euler import sample_euler
 from ldm_core.samplers.heun import sample_heun
 
