@@ -16,7 +16,8 @@ import ray
 
 from ldm_core.errors import UserError
 
-# Ray Train on one machine, which is not taken away with notice; its end is seen sooner.
+# Ray Train on one machine: nobody takes it away with notice, and without a dashboard nobody reads
+# its metrics. The end of a training is seen sooner.
 TRAIN_ALONE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -53,11 +54,12 @@ def start(verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     level = logging.INFO if verbose else logging.ERROR
-    local = "RAY_ADDRESS" not in os.environ
+    local = not os.environ.get("RAY_ADDRESS")
     if local:
         for name, value in TRAIN_ALONE.items():
             os.environ.setdefault(name, value)
     ray.init(
+        "local" if local else None,  # None would join a Ray that happens to run here
         include_dashboard=False if local else None,
         log_to_driver=verbose,
         logging_level=level,
@@ -86,7 +88,7 @@ def check_room(section: str, cpus: float, gpus: float, remedy: str) -> None:
     if not short:
         return
     asked = ", ".join(f"{n:g} {name} of {have.get(name, 0):g}" for name, n in short.items())
-    if "RAY_ADDRESS" in os.environ:
+    if os.environ.get("RAY_ADDRESS"):
         print(f"[{section}] waits for the cluster to grow: it needs {asked}", flush=True)
         return
     raise UserError(

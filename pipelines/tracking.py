@@ -31,7 +31,7 @@ def tracking_uri(recipe: Recipe) -> str:
         UserError: the workers of a cluster would not reach that sqlite.
     """
     chosen = _chosen(recipe)
-    if not chosen and is_remote(recipe.root) and "RAY_ADDRESS" in os.environ:
+    if not chosen and is_remote(recipe.root) and os.environ.get("RAY_ADDRESS"):
         raise UserError(
             f"root {recipe.root} with RAY_ADDRESS={os.environ['RAY_ADDRESS']} needs an MLflow "
             "server that the whole cluster reaches: set MLFLOW_TRACKING_URI, or "

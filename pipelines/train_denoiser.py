@@ -22,7 +22,7 @@ from ldm_core.errors import UserError
 from ldm_core.latents.manifest import Manifest
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
 from ldm_core.latents.store import LatentStore, StoreVersion
-from ldm_core.model_directory import ModelConfig, Reference, save_model
+from ldm_core.model_directory import FORMAT, ModelConfig, Reference, save_model
 from ldm_core.objectives.flow_matching import flow_matching_loss
 from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema
@@ -69,6 +69,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
         return {**summary, "registered": f"models:/{name}/{number}"}
 
     sections = {
+        "format": FORMAT,  # a former one's product and checkpoints are of another network
         "train": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
         "seed": recipe.seed,
         "precision": recipe.precision,

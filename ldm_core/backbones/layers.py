@@ -40,7 +40,7 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention with normalised queries and keys (Henry et al. 2020).
 
-    Layer norm without a shift, as in ViT-22B (Dehghani et al. 2023, Sec. 2).
+    The norm is a layer norm with a scale and no shift, which torch has as one kernel on any device.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -48,7 +48,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.norm = nn.LayerNorm(width // heads, elementwise_affine=False)
-        self.scale = nn.Parameter(torch.ones(2 * (width // heads)))  # of queries, then of keys
+        # of queries, then of keys; one-dimensional, so neither decayed nor orthogonalised
+        self.scale = nn.Parameter(torch.ones(2 * (width // heads)))
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
@@ -70,10 +71,9 @@ class Attention(nn.Module):
             (B, N, D).
         """
         scale = self.scale.view(2, 1, 1, 1, -1)
-        qk, v = self._heads(self.qkv(x)).split([2, 1])
+        qk, (v,) = self._heads(self.qkv(x)).split([2, 1])
         qk = self.norm(qk) * scale  # both at once: (2, B, H, N, K)
         q, k = (qk if table is None else rotate(qk, table)).to(v.dtype)
-        v = v[0]
         if memory is not None:
             weight = self.qkv.weight[x.shape[-1] :]  # without the queries' rows
             memory_k, memory_v = self._heads(F.linear(memory, weight))

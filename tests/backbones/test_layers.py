@@ -29,6 +29,29 @@ def test_rotary_keeps_lengths():
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
 
 
+def layer_norm(x):
+    return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+
+
+def test_attention_is_its_formula():
+    """softmax(turned queries . [memory keys, turned keys] / sqrt K) values, with scaled norms."""
+    torch.manual_seed(0)
+    attention = Attention(16, 2).double()
+    torch.nn.init.uniform_(attention.scale, 0.5, 2)
+    scale_q, scale_k = attention.scale.view(2, 8)
+    x, memory = torch.randn(3, 6, 16).double(), torch.randn(3, 4, 16).double()
+    mask = torch.randn(3, 1, 1, 10).double()
+    table = axial_rotary(2, 3, 8, CPU)
+    q, k, v = attention.qkv(x).view(3, 6, 3, 2, 8).permute(2, 0, 3, 1, 4)  # (3, B, H, N, K)
+    _, memory_k, memory_v = attention.qkv(memory).view(3, 4, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    queries = rotate(layer_norm(q) * scale_q, table)
+    keys = torch.cat([layer_norm(memory_k) * scale_k, rotate(layer_norm(k) * scale_k, table)], 2)
+    weights = (queries @ keys.mT / 8**0.5 + mask).softmax(-1)
+    heads = weights @ torch.cat([memory_v, v], 2)
+    expected = attention.out(heads.transpose(1, 2).reshape(3, 6, 16))
+    torch.testing.assert_close(attention(x, mask, table, memory), expected, rtol=0, atol=1e-14)
+
+
 def test_memory_is_attended_to_like_tokens_at_no_angle():
     """With keys and values of its own, and no queries: as the plain attention over all of them."""
     torch.manual_seed(0)

@@ -291,6 +291,9 @@ def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp
     for decides in ("train.steps=9", "train.guidance=3", "train.sample_steps=5", "precision=bf16"):
         changed = ldm("train", *words, "--set", decides, "--dry-run").stdout
         assert changed.endswith("would run\n"), decides
+    with monkeypatch.context() as patch:  # what a former program made is of another network
+        patch.setattr(train_denoiser, "FORMAT", 2)
+        assert ldm("train", *words, "--dry-run").stdout.endswith("would run\n")
     for other in ("train.workers.count=1", "evaluate.teacher_steps=9", "distill.guidance=3"):
         same = ldm("train", *words, "--set", other, "--dry-run").stdout
         assert "up to date" in same, other

@@ -94,7 +94,7 @@ def test_which_weights_of_a_transformer_are_whose():
     )
     decayed, plain = ([names[id(w)] for w in group["params"]] for group in adamw.param_groups)
     assert {"patch_embedding.weight", "final.weight", "blocks.0.modulation.weight"} <= set(decayed)
-    assert {"patch_embedding.bias", "text_norm.weight"} <= set(plain)
+    assert {"patch_embedding.bias", "text_norm.weight", "blocks.0.attention.scale"} <= set(plain)
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
     assert sorted(of_muon + decayed + plain) == sorted(names.values())  # each exactly once
 
