@@ -52,7 +52,8 @@ class Preconditioned:
     """
 
     def __init__(self, network: Network, process: Process, sigma_data: float = 1.0) -> None:
-        """
+        """`sigma_data`: 1 for latents that were normalised.
+
         Raises:
             ValueError: sigma_data is not positive.
         """

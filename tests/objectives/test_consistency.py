@@ -24,7 +24,8 @@ def test_the_exact_map_does_not_change_along_the_ode(process):
     exact, t = Gaussian(process), U * process.end
     v = exact.velocity(X, t)
     ends, slope = torch.func.jvp(exact.consistency, (X, t), (v, torch.ones_like(t)))
-    assert slope.abs().max() < 1e-13 * max(1.0, float(v.abs().max()))
+    assert slope.abs().max() < 1e-13
+    assert v.abs().max() > 1
     assert ends.std() > 0.1
     torch.testing.assert_close(exact.consistency(X, 0 * t), X, rtol=0, atol=1e-15)
 
