@@ -15,18 +15,11 @@ class Ema:
         self.updates = 0
         self.shadow = {name: p.detach().clone() for name, p in network.state_dict().items()}
 
-    @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move towards the network's present weights."""
         beta = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = network.state_dict()
-        averaged = [name for name, value in self.shadow.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.shadow[name] for name in averaged],
-            [current[name].detach() for name in averaged],
-            1 - beta,
-        )
+        move_towards(self.shadow, network, 1 - beta)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights, loadable into the network, by name."""
@@ -37,3 +30,15 @@ class Ema:
         self.updates = updates
         for name, value in weights.items():
             self.shadow[name].copy_(value)
+
+
+@torch.no_grad()
+def move_towards(shadow: dict[str, Tensor], network: nn.Module, share: float) -> None:
+    """shadow <- (1 - share) shadow + share weights, in place; what is not floating keeps still."""
+    current = network.state_dict()
+    averaged = [name for name, value in shadow.items() if value.is_floating_point()]
+    torch._foreach_lerp_(
+        [shadow[name] for name in averaged],
+        [current[name].detach() for name in averaged],
+        share,
+    )

@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 from analytic import caption, gaussian_average_velocity, gaussian_velocity, order
+from exact_gaussian import Gaussian
 
 from ldm_core.backbones.dit import DiT, DiTConfig
 from ldm_core.conditioning.text import TextCondition
@@ -29,7 +30,7 @@ def without_velocity(student, x_t, t, r, v, cond):
 def test_the_exact_map_satisfies_the_identity():
     u = gaussian_average_velocity(X_T, T, R, COND)
     target = flow_map_target(gaussian_average_velocity, X_T, T, R, V, COND)
-    torch.testing.assert_close(target, u, rtol=0, atol=1e-12)
+    torch.testing.assert_close(target, u, rtol=0, atol=1e-13)
     loss = flow_map_loss(gaussian_average_velocity, gaussian_velocity, X_T, T, R, COND)
     assert loss.shape == (64,)
     assert loss.max() < 1e-24
@@ -40,6 +41,19 @@ def test_a_tangent_without_the_velocity_is_caught():
         gaussian_average_velocity, gaussian_velocity, X_T, T, R, COND, without_velocity
     )
     assert loss.mean() > 1e-3
+    target = flow_map_target(gaussian_average_velocity, X_T, T, R, V, COND, without_velocity)
+    assert (target - gaussian_average_velocity(X_T, T, R, COND)).abs().max() > 0.1
+
+
+def test_one_samples_velocity_is_right_on_average_given_the_state():
+    """Without a teacher v = eps - x0; two draws of it have the mean and variance of all."""
+    u = gaussian_average_velocity(X_T, T, R, COND)
+    residuals = []
+    for x0, eps in Gaussian().posterior(X_T, T):
+        target = flow_map_target(gaussian_average_velocity, X_T, T, R, eps - x0, COND)
+        residuals.append(target - u)
+    assert residuals[0].abs().mean() > 0.1
+    torch.testing.assert_close(residuals[0], -residuals[1], rtol=0, atol=1e-12)
 
 
 def test_central_differences_converge_quadratically():

@@ -43,6 +43,26 @@ def test_target_is_the_teachers_two_steps_for_any_network():
     torch.testing.assert_close(u, (x_T - two_steps) / 0.6, rtol=0, atol=1e-14)
 
 
+def test_target_is_that_of_progressive_distillation():
+    """x0 of Salimans & Ho 2022, Algorithm 2, for two DDIM steps of any network: on a straight line
+    (z'' - (s''/s) z) / (a'' - (s''/s) a) = z - t u.
+    """
+
+    def network(x_t, t, cond):
+        return torch.sin(3 * x_t) + t[:, None]
+
+    z, t, r = X_T, T, R * 0.9
+    middle = (t + r) / 2
+    for start, end in ((t, middle), (middle, r)):  # DDIM by its own formula, from x0 and eps
+        a, s, a_end, s_end = (level[:, None] for level in (1 - start, start, 1 - end, end))
+        v = network(z, start, None)
+        z = a_end * (z - s * v) + s_end * (z + a * v)
+    ratio = (r / t)[:, None]
+    x0 = (z - ratio * X_T) / ((1 - r)[:, None] - ratio * (1 - t)[:, None])
+    u = average_teacher_velocity(network, X_T, t, r, None, 2, euler_slope)
+    torch.testing.assert_close(X_T - t[:, None] * u, x0, rtol=0, atol=1e-13)
+
+
 def test_loss_vanishes_for_the_exact_map_as_substeps_grow():
     losses = [
         float(
