@@ -107,12 +107,12 @@ def test_a_repeated_last_step_regresses_on_the_noisy_known_region(process, last)
 
 def test_repeats_and_steps_together_reach_the_conditional_mean():
     errors = []
-    for steps in (4, 8, 16):
+    for steps in (3, 6, 12):
         grid = linear_grid(steps, dtype=torch.float64)
         result = mean(sample_euler, FlowProcess(), grid, repeats=steps**2)
         errors.append(float((result[u] - regression()).abs().max()))
     assert order(errors) == pytest.approx(2, abs=0.3)  # sigma^2 / alpha^2 of the last step
-    assert errors[-1] < 5e-3
+    assert errors[-1] < 1e-2
 
 
 def test_repeats_only_ever_help():
