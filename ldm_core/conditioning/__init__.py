@@ -1,1 +1,1 @@
-"""What a network is conditioned on."""
+"""What a network is conditioned on, and how conditions beside the caption reach it."""
