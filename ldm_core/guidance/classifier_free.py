@@ -1,5 +1,10 @@
 """Classifier-free guidance (Ho & Salimans 2022), restricted to an interval of noise levels
 (Kynkäänniemi et al. 2024, Eq. 5).
+
+Two conventions are in use for the scale; ours, w, is the first:
+
+    D_u + w (D_c - D_u)            w = 0: unconditional     w = 1: conditional
+    (1 + w') D_c - w' D_u          w' = -1                  w' = 0        (Ho & Salimans, Eq. 6)
 """
 
 import torch
@@ -7,30 +12,28 @@ from torch import Tensor
 
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import DenoiserLike
-from ldm_core.diffusion.process import Process, batch_time, over_dimensions
+from ldm_core.diffusion.prediction import Prediction
+from ldm_core.diffusion.process import Process, batch_time
+from ldm_core.guidance.guided import EVERYWHERE, LINEAR, Guided, Interval, Rule, estimate
 
 
-class ClassifierFreeGuidance:
-    """A denoiser made of a denoiser: D_u + w (D_c - D_u) for t inside `interval`, else D_c.
+class NullPair:
+    """A denoiser with its own estimate under the empty caption; both passes share one batch."""
 
-    Conditional and unconditional passes share one batch; where no sample is guided (scale 1 or t
-    outside) there is only the conditional pass.
+    def __init__(self, denoiser: DenoiserLike, null: TextCondition | None) -> None:
+        """`denoiser` trained with captions dropped; `null` the empty one, a batch of 1 or B.
 
-    Attributes:
-        denoiser: trained with captions dropped at random.
-        scale: w, one number or one per sample (B,); 1 is the plain conditional model.
-        null: the empty caption, a batch of 1 or B.
-        interval: (low, high) times, both included.
-    """
-
-    def __init__(
-        self,
-        denoiser: DenoiserLike,
-        scale: float | Tensor,
-        null: TextCondition,
-        interval: tuple[float, float] = (0.0, 1.0),
-    ) -> None:
-        self.denoiser, self.scale, self.null, self.interval = denoiser, scale, null, interval
+        Raises:
+            ValueError: `null` is None.
+        """
+        if null is None:
+            model = type(getattr(denoiser, "network", denoiser)).__name__
+            raise ValueError(
+                f"{model} has no null condition, which classifier-free guidance compares with: "
+                "train it with captions dropped and give the empty caption, or use scale 1, a "
+                "weaker model (WeakPair) or a classifier (ClassifierGuidance)"
+            )
+        self.denoiser, self.null = denoiser, null
 
     @property
     def process(self) -> Process:
@@ -38,39 +41,54 @@ class ClassifierFreeGuidance:
         return self.denoiser.process
 
     def denoise(self, x_t: Tensor, t: Tensor | float, cond: TextCondition) -> Tensor:
-        """The guided x0: (B, ...) -> (B, ...)."""
-        scale = self._scale_at(t)
-        if not _guided(scale):
-            return self.denoiser.denoise(x_t, t, cond)
-        return _combine(self.denoiser.denoise(*self._doubled(x_t, t, cond)), scale)
+        """The conditional x0 alone."""
+        return self.denoiser.denoise(x_t, t, cond)
 
     def velocity(self, x_t: Tensor, t: Tensor | float, cond: TextCondition) -> Tensor:
-        """The guided velocity; being affine in x0, it is guided by the same formula."""
-        scale = self._scale_at(t)
-        if not _guided(scale):
-            return self.denoiser.velocity(x_t, t, cond)
-        return _combine(self.denoiser.velocity(*self._doubled(x_t, t, cond)), scale)
+        """The conditional velocity alone."""
+        return self.denoiser.velocity(x_t, t, cond)
 
-    def _scale_at(self, t: Tensor | float) -> Tensor:
-        """w inside the interval and 1 outside, 0-dim or (B,)."""
-        t, scale = torch.as_tensor(t), torch.as_tensor(self.scale)
-        low, high = self.interval
-        return torch.where((t >= low) & (t <= high), scale.to(t.device), 1.0)
-
-    def _doubled(
-        self, x_t: Tensor, t: Tensor | float, cond: TextCondition
-    ) -> tuple[Tensor, Tensor, TextCondition]:
-        """The batch twice: first under its conditions, then under the null condition."""
-        both = TextCondition.cat([cond, self.null.expand(len(x_t))])
-        return torch.cat([x_t, x_t]), batch_time(t, x_t).repeat(2), both
+    def both(
+        self, x_t: Tensor, t: Tensor | float, cond: TextCondition, target: Prediction
+    ) -> tuple[Tensor, Tensor]:
+        """Conditional and unconditional estimate, from one batch of 2B."""
+        twice = torch.cat([x_t, x_t]), batch_time(t, x_t).repeat(2)
+        conditions = type(cond).cat([cond, self.null.expand(len(x_t))])
+        conditional, unconditional = estimate(self.denoiser, *twice, conditions, target).chunk(2)
+        return conditional, unconditional
 
 
-def _guided(scale: Tensor) -> bool:
-    return bool((scale != 1).any())
+class ClassifierFreeGuidance(Guided):
+    """A denoiser made of a denoiser: D_u + w (D_c - D_u) for t inside `interval`, else D_c."""
+
+    def __init__(
+        self,
+        denoiser: DenoiserLike,
+        scale: float | Tensor,
+        null: TextCondition | None,
+        interval: Interval = EVERYWHERE,
+        rule: Rule = LINEAR,
+    ) -> None:
+        """Guide `denoiser`.
+
+        Args:
+            denoiser: trained with captions dropped at random.
+            scale: w, one number or one per sample (B,); 1 is the plain conditional model.
+            null: the empty caption, a batch of 1 or B.
+            interval: times, as they are or from `log_sigma_interval`.
+            rule: how the two estimates are combined: `Linear`, `AdaptiveProjection`, `ZeroStar`.
+
+        Raises:
+            ValueError: `null` is None.
+        """
+        super().__init__(NullPair(denoiser, null), scale, rule, interval)
 
 
-def _combine(both: Tensor, scale: Tensor) -> Tensor:
-    """D_u + w (D_c - D_u) from conditional and unconditional halves: (2B, ...) -> (B, ...)."""
-    conditional, unconditional = both.chunk(2)
-    scale = over_dimensions(scale, conditional).to(both.device, both.dtype)
-    return unconditional + scale * (conditional - unconditional)
+def from_ho_salimans(scale: float | Tensor) -> float | Tensor:
+    """w = w' + 1, from the w' of (1 + w') D_c - w' D_u."""
+    return scale + 1
+
+
+def to_ho_salimans(scale: float | Tensor) -> float | Tensor:
+    """w' = w - 1, for the w of D_u + w (D_c - D_u)."""
+    return scale - 1
