@@ -1,6 +1,6 @@
 """DPM-Solver++ on the reverse SDE, along one Brownian path: weak order 2.
 
-With D held, the SDE of strength eta goes from t to r by (Lu et al. 2022b, Prop. 4.2 for eta = 1)
+With D held, the SDE of strength eta goes from t to r by (Lu et al. 2022b, for eta = 1)
 
     x_r = sigma_r / sigma_t q^eta x_t + alpha_r (1 - q^(1 + eta)) D + sigma_r sqrt(1 - q^(2 eta)) z
 
@@ -28,8 +28,8 @@ def sample_dpmpp_2m_sde(
     path: Brownian,
     eta: float = 1.0,
 ) -> Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, Appendix D.3): D extrapolated to the middle of the
-    step from the last two estimates. One evaluation per step.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b; k-diffusion, `sample_dpmpp_2m_sde`, midpoint): D
+    extrapolated to the middle of the step from the last two estimates. One evaluation per step.
 
     Args:
         denoiser: gives x0.

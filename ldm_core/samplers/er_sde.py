@@ -34,7 +34,7 @@ _NODES = 24  # exact to rounding for the smooth functions and the steps of any u
 
 
 def er_sde_5(s: Tensor) -> Tensor:
-    """phi(s) / s = exp(s^0.3) + 10, the paper's choice for images."""
+    """phi(s) / s = exp(s^0.3) + 10, the fifth of the paper's and the one its code samples with."""
     return (s**0.3).exp() + 10
 
 
@@ -114,9 +114,9 @@ def _weight(k: int, rho_t: Tensor, rho_r: Tensor, scaler: Scaler) -> Tensor:
 def _check(stages: int, rho: Tensor, scale: Tensor) -> None:
     if stages not in (1, 2, 3):
         raise ValueError(f"ER-SDE has 1, 2 or 3 stages, got {stages}")
-    rises = (scale.diff() > 0).nonzero()
-    if len(rises):
-        i = int(rises[0])
+    falls = (~(scale.diff() <= 0)).nonzero()
+    if len(falls):
+        i = int(falls[0])
         raise ValueError(
             f"phi(s) / s is not to fall with s, but from s = {rho[i + 1]:g} to {rho[i]:g} it goes "
             f"from {scale[i + 1]:g} to {scale[i]:g}"

@@ -29,7 +29,7 @@ def sample_euler_maruyama(
     """x_r = x_t - (t - r) (v - w / 2 score) + sqrt(w (t - r)) z.
 
     For every w_t >= 0 the SDE dx = (v - w / 2 score) dt + sqrt(w) dW, backwards in time, has the
-    marginals of the process (Song et al. 2021b, Eq. 6 where w = g^2; Ma et al. 2024, Eq. 4).
+    marginals of the process (Song et al. 2021b, Eq. 6 where w = g^2; Ma et al. 2024, SiT).
 
     Args:
         denoiser: gives the velocity.

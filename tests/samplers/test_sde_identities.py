@@ -229,15 +229,20 @@ ETA = {
 }
 
 
-@pytest.mark.parametrize("name", ETA)
-@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    ("name", "eta"),
+    [
+        (name, eta)
+        for name in ETA
+        for eta in (-0.1, 1.5, float("nan"))
+        if (name, eta) != ("2m sde", 1.5)  # the strength of that SDE has no upper end
+    ],
+)
 def test_eta_outside_its_range_is_refused(name, eta):
     def network(x, t, cond):
         raise AssertionError("refused before any evaluation")
 
     denoiser = Denoiser(network, VE, Prediction.X0)
-    if name == "2m sde" and eta == 1.5:
-        pytest.skip("the strength of that SDE has no upper end")
     with pytest.raises(ValueError, match=f"got {eta:g}"):
         ETA[name](eta)(denoiser, START, karras_grid(VE, 3), None)
 
