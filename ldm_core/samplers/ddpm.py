@@ -1,0 +1,102 @@
+"""DDPM's reverse chain and DDIM's family of them, from the ODE to DDPM: order 1."""
+
+from itertools import pairwise
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ldm_core.diffusion.denoiser import Condition, DenoiserLike
+from ldm_core.diffusion.grids import check_grid
+from ldm_core.samplers.events import OnStep, StepEvent
+from ldm_core.samplers.noise import Noise
+from ldm_core.samplers.transition import (
+    ancestral_share,
+    noise_ratio,
+    transition,
+    transition_mean,
+)
+
+Variance = Literal["fixed_small", "fixed_large"]
+
+
+def sample_ddpm(
+    denoiser: DenoiserLike,
+    x_T: Tensor,
+    grid: Tensor,
+    cond: Condition,
+    on_step: OnStep | None = None,
+    *,
+    noise: Noise,
+    variance: Variance = "fixed_small",
+    noisy_end: bool = False,
+) -> Tensor:
+    """x_r ~ N(mean of q(x_r | x_t, x0), variance) (Ho et al. 2020, Algorithm 2 and Eq. 7), for any
+    process and any strides.
+
+    The variances are right for the two extremes of data (Ho et al. 2020, Sec. 3.2):
+    fixed_small, that of q(x_r | x_t, x0), sigma_r^2 (1 - q^2), for a point mass;
+    fixed_large, that of q(x_t | x_r), sigma_t^2 (1 - q^2), for N(0, 1), alpha^2 + sigma^2 being 1.
+
+    Args:
+        denoiser: gives x0.
+        x_T: (B, ...) state at grid[0].
+        grid: (steps + 1,) decreasing times.
+        cond: B conditions.
+        on_step: called before each step.
+        noise: draw k is for step k.
+        variance: of a step.
+        noisy_end: whether fixed_large draws in the step to t = 0 too. Algorithm 2 does not, and
+            what is drawn there stays in the data; N(0, 1) is met only with it.
+
+    Returns:
+        (B, ...) state at grid[-1]. Gradients flow; call under `torch.no_grad` to sample only.
+
+    Raises:
+        ValueError: another variance, or a grid that does not run from noise to data.
+    """
+    if variance not in get_args(Variance):
+        raise ValueError(f"variance is one of {', '.join(get_args(Variance))}, got {variance}")
+    check_grid(grid, denoiser.process)
+    process, x = denoiser.process, x_T
+    for index, (t, r) in enumerate(pairwise(grid)):
+        x0 = denoiser.denoise(x, t, cond)
+        if on_step is not None:
+            on_step(StepEvent(index, t, x, x0))
+        q = noise_ratio(process, t, r)
+        x = transition_mean(process, x, x0, t, r, keep=q)
+        if r > 0 or noisy_end:
+            level = process.sigma((t if variance == "fixed_large" else r).double())
+            x = x + level * (1 - q.square()).sqrt() * noise(index)
+    return x
+
+
+def sample_ddim_eta(
+    denoiser: DenoiserLike,
+    x_T: Tensor,
+    grid: Tensor,
+    cond: Condition,
+    on_step: OnStep | None = None,
+    *,
+    noise: Noise,
+    eta: float = 1.0,
+) -> Tensor:
+    """DDIM with eta times DDPM's noise (Song et al. 2021, Eq. 12 and 16): 0 is `sample_ddim`, 1 is
+    `sample_ddpm` with fixed_small.
+
+    Arguments and result as in `sample_ddpm`, and
+
+    Args:
+        eta: in [0, 1].
+
+    Raises:
+        ValueError: eta outside [0, 1], or a wrong grid.
+    """
+    check_grid(grid, denoiser.process)
+    process, x = denoiser.process, x_T
+    for index, (t, r) in enumerate(pairwise(grid)):
+        keep = ancestral_share(noise_ratio(process, t, r), eta)
+        x0 = denoiser.denoise(x, t, cond)
+        if on_step is not None:
+            on_step(StepEvent(index, t, x, x0))
+        x = transition(process, x, x0, t, r, keep, noise(index))
+    return x

@@ -1,0 +1,91 @@
+"""Exact moments of what a sampler returns for Gaussian data, without drawing anything.
+
+The denoiser of N(m, S^2) is affine in x_t, so a sampler is affine in its start and its draws. Run
+on a batch of one row of zeros, one of a unit start and one of each unit draw, it shows every
+coefficient, and the moments of its result follow.
+"""
+
+import torch
+
+from ldm_core.diffusion.denoiser import Denoiser
+from ldm_core.diffusion.prediction import Prediction
+from ldm_core.diffusion.process import FlowProcess, over_dimensions
+from ldm_core.diffusion.variance_exploding import VarianceExploding
+from ldm_core.diffusion.variance_preserving import (
+    VPSDE,
+    DiscreteVP,
+    TrigFlow,
+    linear_betas,
+    scaled_linear_betas,
+    zero_terminal_snr,
+)
+
+MEAN, STD = 0.7, 0.4
+PROCESSES = {
+    "flow": FlowProcess(),
+    "trig": TrigFlow(),
+    "vp sde": VPSDE(),
+    "ve": VarianceExploding(),
+    "linear": DiscreteVP(linear_betas()),
+    "zero terminal": DiscreteVP(zero_terminal_snr(scaled_linear_betas())),
+}
+
+
+def gaussian(process, mean=MEAN, std=STD) -> Denoiser:
+    """E[x0 | x_t] of N(mean, std^2): m + alpha S^2 / V_t (x_t - alpha m)."""
+
+    def x0(x_t, t, cond):
+        t = over_dimensions(t, x_t)
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
+
+    return Denoiser(x0, process, Prediction.X0)
+
+
+def marginal(process, t, mean=MEAN, std=STD):
+    """Mean and standard deviation of x_t, of data N(mean, std^2)."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    return float(alpha * mean), float((alpha**2 * std**2 + sigma**2).sqrt())
+
+
+def probe(sample, denoiser, grid, start, draws=None):
+    """Mean and standard deviation of what `sample` makes of x_T ~ N(*start), with `noise`."""
+    draws = len(grid) - 1 if draws is None else draws
+    x_T = torch.zeros(2 + draws, 1, dtype=torch.float64)
+    x_T[1] = 1
+
+    def noise(k):
+        z = torch.zeros_like(x_T)
+        z[2 + k] = 1
+        return z
+
+    return _moments(sample(denoiser, x_T, grid, None, noise=noise), start)
+
+
+def probe_path(sample, denoiser, grid, start):
+    """As `probe`, with `path`: the unit draws are increments between the times it is asked for."""
+    asked = set()
+
+    def listen(t, r):
+        asked.update((float(t), float(r)))
+        return torch.zeros(1, 1, dtype=torch.float64)
+
+    sample(denoiser, torch.zeros(1, 1, dtype=torch.float64), grid, None, path=listen)
+    knots = torch.tensor(sorted(asked), dtype=torch.float64)
+    x_T = torch.zeros(1 + len(knots), 1, dtype=torch.float64)
+    x_T[1] = 1
+
+    def path(t, r):
+        inside = (knots[:-1] >= float(r)) & (knots[1:] <= float(t))
+        z = torch.zeros_like(x_T)
+        z[2:, 0] = (inside * knots.diff()).sqrt() / (t - r).sqrt()
+        return z
+
+    return _moments(sample(denoiser, x_T, grid, None, path=path), start)
+
+
+def _moments(result, start):
+    response = (result - result[0])[:, 0]
+    mean, std = start
+    variance = (response[1] * std) ** 2 + response[2:].square().sum()
+    return float(result[0, 0] + response[1] * mean), float(variance.sqrt())
