@@ -6,8 +6,8 @@ from scipy.stats import norm
 
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Denoiser
-from ldm_core.diffusion.prediction import Prediction
-from ldm_core.diffusion.process import FlowProcess, over_dimensions
+from ldm_core.diffusion.prediction import Prediction, convert
+from ldm_core.diffusion.process import FlowProcess, Process, over_dimensions
 
 MEAN, STD = 0.7, 0.4
 
@@ -54,29 +54,47 @@ def gaussian_denoiser() -> Denoiser:
 
 
 class Mixture:
-    """A one-dimensional Gaussian mixture under the flow process; x is (B, 1)."""
+    """A one-dimensional Gaussian mixture under any process, by default the flow; x is (B, 1)."""
 
     weights = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
     means = torch.tensor([-1.5, 0.4, 2.0], dtype=torch.float64)
     stds = torch.tensor([0.35, 0.25, 0.5], dtype=torch.float64)
 
+    def __init__(self, process: Process | None = None) -> None:
+        self.process = FlowProcess() if process is None else process
+
     def x0(self, x_t, t, cond):
         """E[x0 | x_t]: the components' estimates weighted by their posterior."""
         t = over_dimensions(t, x_t)
-        alpha = 1 - t
-        variance = alpha**2 * self.stds**2 + t**2  # (B, 3)
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        variance = alpha**2 * self.stds**2 + sigma**2  # (B, 3)
         residual = x_t - alpha * self.means
         log_joint = self.weights.log() - variance.log() / 2 - residual**2 / variance / 2
         each = self.means + alpha * self.stds**2 / variance * residual
         return (log_joint.softmax(dim=-1) * each).sum(dim=-1, keepdim=True)
 
+    def denoiser(self, prediction: Prediction = Prediction.X0) -> Denoiser:
+        """The exact denoiser, with a network that predicts what is asked for."""
+
+        def network(x_t, t, cond):
+            x0 = self.x0(x_t, t, cond)
+            return convert(x0, x_t, t, self.process, Prediction.X0, prediction)
+
+        return Denoiser(network, self.process, prediction)
+
+    def levels(self, t: float) -> tuple[float, float]:
+        time = torch.as_tensor(t, dtype=torch.float64)
+        return float(self.process.alpha(time)), float(self.process.sigma(time))
+
     def cdf(self, x: np.ndarray, t: float) -> np.ndarray:
-        spread = np.sqrt((1 - t) ** 2 * self.stds.numpy() ** 2 + t**2)
-        return norm.cdf((x[:, None] - (1 - t) * self.means.numpy()) / spread) @ self.weights.numpy()
+        alpha, sigma = self.levels(t)
+        spread = np.sqrt(alpha**2 * self.stds.numpy() ** 2 + sigma**2)
+        return norm.cdf((x[:, None] - alpha * self.means.numpy()) / spread) @ self.weights.numpy()
 
     def flow_map(self, x: np.ndarray, t: float, r: float) -> np.ndarray:
         """The ODE is monotone and keeps the marginals, so it maps quantiles to quantiles."""
-        target, low, high = self.cdf(x, t), np.full_like(x, -9.0), np.full_like(x, 9.0)
+        bound = 9 * sum(self.levels(r))
+        target, low, high = self.cdf(x, t), np.full_like(x, -bound), np.full_like(x, bound)
         for _ in range(60):
             middle = (low + high) / 2
             below = self.cdf(middle, r) < target

@@ -24,3 +24,4 @@ class StepEvent:
 
 
 OnStep = Callable[[StepEvent], None]
+"""May raise to stop: samplers let the exception through as it is and hold nothing to give back."""
