@@ -1,7 +1,7 @@
 # In the order of use. Everything runs from .venv, which `setup` makes.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: setup demo test test-slow check format clean
+.PHONY: setup demo test test-slow bench-backbone check format clean
 
 setup: .venv/.ready  ## the virtual environment, versions locked in infra/constraints.txt
 
@@ -19,6 +19,9 @@ test: setup  ## the whole suite but the slow part
 
 test-slow: setup  ## minutes, not seconds
 	$(BIN)/python -m pytest -m slow
+
+bench-backbone: setup  ## our transformers against diffusers', in one run; ARGS="--models dit"
+	$(BIN)/python tests/benchmarks/bench_backbone.py $(ARGS)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .
