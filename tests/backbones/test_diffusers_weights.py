@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ldm_core.backbones import diffusers_weights
+from ldm_core.backbones.diffusers_adapter import DiffusersNetwork
 from ldm_core.backbones.diffusers_weights import class_dit_from, mmdit_from_flux, mmdit_from_sd3
 from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
 
@@ -54,6 +55,17 @@ def test_flux(joint, single):
     ours = mmdit_from_flux(model)(x, T, COND)
     ours = ours.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(2, 24, 16)
     close(ours, theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "converted"),
+    [("dit", class_dit_from), ("sd3", mmdit_from_sd3), ("flux", mmdit_from_flux)],
+)
+def test_both_ways_to_published_weights_tell_the_same_time(name, converted):
+    """The model itself behind the adapter's clock, and its weights in our network."""
+    model, x, cond = tiny.FAMILIES[name](), tiny.latents(name), tiny.condition(name)
+    close(converted(model)(x, T, cond), DiffusersNetwork(model)(x, T, cond))
 
 
 class PlainText(nn.Module):
