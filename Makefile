@@ -1,7 +1,7 @@
 # In the order of use. Everything runs from .venv, which `setup` makes.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: setup demo test test-slow bench-samplers check format clean
+.PHONY: setup demo test test-slow bench-samplers bench-backbone check format clean
 
 setup: .venv/.ready  ## the virtual environment, versions locked in infra/constraints.txt
 
@@ -23,6 +23,9 @@ test-slow: setup  ## minutes, not seconds
 bench-samplers: setup  ## solvers beside diffusers' and k-diffusion's: evaluations against error
 	$(BIN)/pip install --quiet --no-deps k-diffusion==0.1.1.post1 torchsde trampoline torchdiffeq
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_samplers.py
+
+bench-backbone: setup  ## our transformers against diffusers', in one run; ARGS="--models dit"
+	$(BIN)/python tests/benchmarks/bench_backbone.py $(ARGS)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

@@ -1,1 +1,1 @@
-"""Networks: DiT and its layers."""
+"""Networks: DiTs conditioned on text or labels, MMDiT, their layers, and diffusers' models."""

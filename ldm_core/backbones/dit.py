@@ -25,6 +25,7 @@ from ldm_core.backbones.layers import (
     SwiGLU,
     TimeEmbedding,
     axial_rotary,
+    visible_keys,
 )
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.errors import UserError
@@ -188,7 +189,7 @@ class DiT(nn.Module):
         x = self.patch_embedding(patches) + self.position_embedding(waves.to(patches.dtype))
         condition = F.silu(self._condition(t, r, cond))[:, None]  # (B, 1, D)
         table = axial_rotary(h, w, self.config.width // self.config.heads, x_t.device)
-        mask = _attention_mask(F.pad(cond.mask, (0, h * w), value=True), x_t.dtype)
+        mask = visible_keys(F.pad(cond.mask, (0, h * w), value=True), x_t.dtype)
         for block in self.blocks:
             x = block(x, (h, w), condition, table, text, mask)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
@@ -198,7 +199,7 @@ class DiT(nn.Module):
     def _refine(self, cond: TextCondition) -> Tensor:
         """What the image blocks read, (B, L, D)."""
         text = self.text_embedding(self.text_norm(cond.tokens))
-        mask = _attention_mask(cond.mask, cond.tokens.dtype)
+        mask = visible_keys(cond.mask, cond.tokens.dtype)
         for block in self.text_blocks:
             text = block(text, mask)
         return self.memory_norm(text)
@@ -246,12 +247,3 @@ def forward_flops(
     ends = n * (2 * patch + d) * d + length * config.text_width * d + config.pooled_width * d
     blocks = config.depth * block + config.text_depth * text_block
     return 2 * (blocks + ends + times + 2 * d * d)
-
-
-def _attention_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the logits, (B, 1, 1, K): 0 for visible keys (B, K), else very negative.
-
-    Not -inf, so that a caption without a single token gives numbers, which nobody then looks at.
-    """
-    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return zeros.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]

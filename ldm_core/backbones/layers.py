@@ -10,24 +10,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-RotaryTable = tuple[Tensor, Tensor]  # cosines and sines, (N, K / 2) each
+from ldm_core.backbones.embeddings import RotaryTable, grid_rotary
 
 
 def axial_rotary(height: int, width: int, head_width: int, device: torch.device) -> RotaryTable:
     """Rotary angles of a height x width grid: half of the pairs turn with the row, half with the
-    column (RoPE, Su et al. 2021, Eq. 15, per axis as in Heo et al. 2024).
-
-    Positions are counted from the middle of the grid, so unrotated tokens sit at its centre and
-    the centre keeps its angles whatever the size. Rows are the slow axis: (N = height * width).
+    column, counted from the middle. Rows are the slow axis: (N = height * width).
     """
-    pairs = head_width // 4
-    frequencies = 100.0 ** (-torch.arange(pairs, device=device) / pairs)  # (K / 4,)
-    rows = torch.arange(height, device=device) - (height - 1) / 2
-    columns = torch.arange(width, device=device) - (width - 1) / 2
-    by_row = torch.outer(rows, frequencies).repeat_interleave(width, dim=0)  # (N, K / 4)
-    by_column = torch.outer(columns, frequencies).repeat(height, 1)  # (N, K / 4)
-    angles = torch.cat([by_row, by_column], dim=-1)
-    return angles.cos(), angles.sin()
+    return grid_rotary((height, width), (head_width // 4, head_width // 4), device)
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
@@ -148,3 +138,43 @@ class TimeEmbedding(nn.Module):
         angles = t[:, None] * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)  # (B, 2 * pairs)
         return self.out(F.silu(self.hidden(waves)))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """Layer norm of (B, N, D), scaled by 1 + `scale` and shifted, (B, 1, D) each."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale)
+
+
+def visible_keys(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the logits, (B, 1, 1, K): 0 for visible keys (B, K), else very negative.
+
+    Not -inf, so that a caption without a single token gives numbers, which nobody then looks at.
+    """
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill(~visible, torch.finfo(dtype).min / 2)[:, None, None]
+
+
+class MLP(nn.Module):
+    """Two layers with a tanh-approximated GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.out(F.gelu(self.hidden(x), approximate="tanh"))
+
+
+class VectorEmbedding(nn.Module):
+    """Two layers with a SiLU between them, from one vector per sample to the width."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(channels, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels) -> (B, D)."""
+        return self.out(F.silu(self.hidden(x)))
