@@ -43,6 +43,7 @@ def ray_session(s3: str) -> Iterator[None]:
     from pipelines import ray_runtime
 
     ray.init(
+        "local",  # not one that happens to run on this machine
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
