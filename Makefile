@@ -14,8 +14,9 @@ setup: .venv/.ready  ## the virtual environment, versions locked in infra/constr
 demo: setup  ## raw files to an answered request; leaves demo/report.html
 	$(BIN)/ldm demo image-s --root demo --data demo/data
 
-test: setup  ## the whole suite but the slow part
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: setup  ## the whole suite but the slow part: Ray has the machine to itself
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not ray and not slow and not gpu"
+	$(BIN)/python -m pytest -m "ray and not slow and not gpu"
 
 test-slow: setup  ## minutes, not seconds
 	$(BIN)/python -m pytest -m slow
