@@ -17,7 +17,8 @@ pipeline_tag: text-to-image
 - autoencoder `{autoencoder}`, text encoders `{t5}` (T5) and `{clip}` (CLIP)
 
 ```
-ldm sample --model THIS_FOLDER --prompt "a large red circle on a white background" --out picture.png
+ldm sample --model THIS_FOLDER --out picture.png \\
+    --prompt "a large red circle in the center, white background"
 ```
 """
 

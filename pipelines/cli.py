@@ -99,7 +99,8 @@ def sample(
 ) -> None:
     """Draw pictures from prompts; each PNG says how it was made.
 
-    Example: ldm sample --model demo/student --prompt "a red circle" --count 8
+    Example: ldm sample --model demo/student
+    --prompt "a large red circle in the center, white background"
     """
     from pipelines.sample_images import picture_requests, sample_images
 
