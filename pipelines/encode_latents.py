@@ -190,6 +190,7 @@ def _describe(plan: Plan, store: LatentStore) -> Manifest:
         store,
         EncoderEntry(name="autoencoder", uri=plan.job.autoencoder, digest=auto.digest),
         plan.texts,
+        plan.job.max_tokens,
         auto.downsampling,
         LatentStatistics(mean=mean, std=std) if mean and std else None,
     )

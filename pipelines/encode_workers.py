@@ -63,20 +63,21 @@ def decode_shard(row: Row, size: int) -> Row:
     return {"shard": row["shard"], "items": json.dumps(items), "pixels": bytes(pixels)}
 
 
-def _read(item: Item) -> bytes | BadMedia:
+def _read(item: Item) -> bytes:
+    """The file's bytes. What the driver has listed and a worker cannot read is no bad picture."""
     try:
         return read_bytes(item["uri"])
-    except (FileNotFoundError, IsADirectoryError) as error:
-        return BadMedia("read", "file missing", str(error))
-    except PermissionError as error:
-        return BadMedia("read", "may not be read", str(error))
+    except (FileNotFoundError, PermissionError) as error:
+        raise UserError(
+            f"{item['uri']} was listed but a worker cannot read it ({type(error).__name__}): every "
+            "node needs the same disk or bucket and the right to read it; then run the same "
+            "command again, it goes on from what is finished"
+        ) from error
 
 
-def _decode(item: Item, data: bytes | BadMedia, size: int) -> bytes:
+def _decode(item: Item, data: bytes, size: int) -> bytes:
     """Complete the item and return its pixels; none, with the reason noted, if it is bad."""
     try:
-        if isinstance(data, BadMedia):
-            raise data
         image = decode_image(data)
     except BadMedia as error:
         item.update(_reject(error))

@@ -15,7 +15,6 @@ import ray
 import torch
 
 from ldm_core.autoencoders.autoencoder import Autoencoder
-from ldm_core.errors import UserError
 from ldm_core.evaluation.prompts import evaluation_scenes
 from ldm_core.evaluation.verifier import Verdict, verify
 from ldm_core.generation import PictureGenerator, PictureRequest
@@ -108,8 +107,6 @@ def score_on_ray(job: Job, workers: Workers, verbose: bool) -> Iterator[Result]:
 
 
 def _result(row: Row, size: int) -> Result:
-    if row["refused"]:
-        raise UserError(row["refused"])
     return Result(
         entry=row["entry"],
         kind=row["kind"],
@@ -123,8 +120,7 @@ def _result(row: Row, size: int) -> Result:
 class ScorePictures:
     """Row -> the verdicts on an entry's pictures of its scenes.
 
-    A worker loads a model when its first row comes, once. What is the user's to mend comes back
-    as "refused": an exception would reach the driver wrapped in a page of Ray's own.
+    A worker loads a model when its first row comes, once.
     """
 
     def __init__(self, job: Job, threads: int, device: str) -> None:
@@ -136,13 +132,6 @@ class ScorePictures:
 
     def __call__(self, row: Row) -> Row:
         """Draw one batch of scenes and judge each picture."""
-        try:
-            return {**row, **self._score(row), "refused": ""}
-        except UserError as error:
-            nothing = {"verdicts": "[]", "pictures": b"", "seconds": 0.0}
-            return {**row, **nothing, "refused": str(error)}
-
-    def _score(self, row: Row) -> Row:
         paint = self._painter(row["entry"])
         kind, start, stop = row["kind"], row["start"], row["stop"]
         scenes = self.scenes[kind][start:stop]
@@ -151,6 +140,7 @@ class ScorePictures:
         seconds = time.monotonic() - begin
         pairs = zip(pictures, scenes, strict=True)
         return {
+            **row,
             "verdicts": json.dumps([asdict(verify(picture, scene)) for picture, scene in pairs]),
             "pictures": pictures[: max(0, SHOWN - start)].tobytes(),
             "seconds": seconds,

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from ldm_core.errors import UserError
+from pipelines.credentials import masked
 from pipelines.recipe_options import describe_errors
 
 GOOD, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -43,37 +44,46 @@ def exit_code(run: Callable[[], Any], words: Sequence[str]) -> int:
         _say_usage(error)
         return error.exit_code
     except Exception as error:
-        mistake = _mistake(error)
         if verbose:
-            traceback.print_exc()
-        if mistake is not None:
-            _say(mistake)
-            return MISTAKE
-        hint = (
-            ""
-            if verbose or isinstance(error, JobFailed)
-            else " (run with --verbose for the traceback)"
-        )
-        _say(f"{_one_line(error)}{hint}")
-        return FAILED
+            print(masked(traceback.format_exc()), file=sys.stderr, end="", flush=True)
+        return _failure(_raised(error), verbose)
     if code == INTERRUPTED:
         _say("interrupted; the same command goes on from what is finished")
     return code
 
 
+def _failure(error: BaseException, verbose: bool) -> int:
+    """Say what went wrong, and whose it is to mend."""
+    mistake = _mistake(error)
+    if mistake is not None:
+        _say(mistake)
+        return MISTAKE
+    told = verbose or isinstance(error, JobFailed)
+    _say(_one_line(error) + ("" if told else " (run with --verbose for the traceback)"))
+    return FAILED
+
+
 def _mistake(error: BaseException) -> str | None:
     """The message for the user if the error is the user's to mend."""
-    cause = getattr(error, "cause", None)  # Ray wraps what a task raised
-    if isinstance(cause, UserError):
-        error = cause
     if isinstance(error, ValidationError):
         return describe_errors(error)
-    return " ".join(str(error).split()) if isinstance(error, UserError) else None
+    return " ".join(_text(error).split()) if isinstance(error, UserError) else None
+
+
+def _raised(error: Exception) -> BaseException:
+    """What a task raised, if Ray wrapped it."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _text(error: BaseException) -> str:
+    """The error's message, without what Ray Data appends to it."""
+    return str(error).partition("\nFailed to apply UDF transform")[0]
 
 
 def _one_line(error: BaseException) -> str:
     """The error's name and its last line: a remote traceback has the reason at its end."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _text(error).splitlines() if line.strip()]
     if isinstance(error, JobFailed):
         return " ".join(lines)
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
@@ -87,4 +97,4 @@ def _say_usage(error: typer.TyperException) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"ldm: {message}", file=sys.stderr, flush=True)
+    print(f"ldm: {masked(message)}", file=sys.stderr, flush=True)

@@ -49,8 +49,13 @@ def worker_environment(cpus: float = 1) -> dict[str, str]:
     }
 
 
-def start(verbose: bool = False) -> None:
-    """Connect to RAY_ADDRESS, or start Ray on this machine; does nothing if already connected."""
+def start(verbose: bool = False, cpus: int | None = None) -> None:
+    """Connect to RAY_ADDRESS, or start Ray on this machine; does nothing if already connected.
+
+    Args:
+        verbose: whether Ray may talk.
+        cpus: that a Ray started here counts; None takes the machine's.
+    """
     if ray.is_initialized():
         return
     level = logging.INFO if verbose else logging.ERROR
@@ -60,11 +65,14 @@ def start(verbose: bool = False) -> None:
             os.environ.setdefault(name, value)
     ray.init(
         "local" if local else None,  # None would join a Ray that happens to run here
+        num_cpus=cpus,
         include_dashboard=False if local else None,
         log_to_driver=verbose,
         logging_level=level,
         runtime_env={"env_vars": worker_environment()},
     )
+    # A UserError in a worker is the user's to read; Ray Data would hide it in an error of its own.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     quiet(verbose)
 
 
@@ -100,8 +108,9 @@ def quiet(verbose: bool) -> None:
     """Keep Ray's own libraries from talking on the driver unless the user wants it."""
     if verbose:
         return
-    for name in ("ray", "ray.data", "ray.train", "ray.serve", "ray.tune"):
+    for name in ("ray", "ray.train", "ray.serve", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it tells what it also raises
     data = ray.data.DataContext.get_current()
     data.enable_progress_bars = False
     data.print_on_execution_start = False

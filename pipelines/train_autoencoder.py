@@ -21,7 +21,7 @@ from ldm_core.autoencoders.training import (
     new_autoencoder,
     psnr,
 )
-from ldm_core.files import file_sizes, upload_folder
+from ldm_core.files import file_sizes, join, remove, upload_folder
 from ldm_core.generation import grid_image
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.reader import SamplePlan
@@ -153,5 +153,6 @@ def _finish(job: Job, network: Any, pictures: Pictures, device: torch.device) ->
     job.run.image(sheet, "reconstructions", job.recipe.autoencoder.steps)
     with tempfile.TemporaryDirectory(prefix="ldm-autoencoder-") as folder:
         network.save_pretrained(folder, safe_serialization=True)
+        remove(join(job.product, "config.json"))  # no old statistics beside new weights
         upload_folder(folder, job.product)
     return figures

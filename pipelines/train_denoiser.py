@@ -218,11 +218,11 @@ def save_teacher(job: Job, version: StoreVersion, backbone: DiTConfig, ema: Ema)
         backbone=backbone,
         latents_mean=manifest.statistics.mean,
         latents_std=manifest.statistics.std,
-        sizes=(f"{recipe.size}x{recipe.size}",),
+        sizes=tuple(bucket.rpartition("x")[0] for bucket in manifest.buckets),
         autoencoder=Reference(uri=manifest.autoencoder.uri, digest=manifest.autoencoder.digest),
         t5=Reference(uri=texts["t5"].uri, digest=texts["t5"].digest),
         clip=Reference(uri=texts["clip"].uri, digest=texts["clip"].digest),
-        max_tokens=recipe.text.max_tokens,
+        max_tokens=manifest.max_tokens,
         steps=recipe.train.sample_steps,
         guidance=recipe.train.guidance,
         lineage={

@@ -9,6 +9,7 @@ from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
+from ldm_core.errors import UserError
 from ldm_core.generation import grid_image
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.latents.reader import LatentReader
@@ -30,7 +31,13 @@ class TrainingPictures:
         self.job, self.reader, self.device = job, reader, device
         rows = np.arange(min(COUNT, len(reader)))
         self.batch = reader.batch(rows, np.zeros_like(rows), job.recipe.seed)
-        self.autoencoder = load_autoencoder(job.recipe.autoencoder_uri, device)
+        entry = reader.version.manifest.autoencoder
+        self.autoencoder = load_autoencoder(entry.uri, device)
+        if self.autoencoder.digest != entry.digest:
+            raise UserError(
+                f"{entry.uri} now holds another autoencoder ({self.autoencoder.digest}) than the "
+                f"one that made the latents ({entry.digest}): run `ldm encode` again"
+            )
         self.network = DiT(config).to(device).eval()
         job.run.document(self.batch.captions, "preview-captions.json")
 

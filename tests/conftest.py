@@ -42,14 +42,8 @@ def ray_session(s3: str) -> Iterator[None]:
 
     from pipelines import ray_runtime
 
-    ray.init(
-        "local",  # not one that happens to run on this machine
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": ray_runtime.worker_environment()},
-    )
-    ray_runtime.quiet(verbose=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)  # not one that happens to be this shell's
+        ray_runtime.start(cpus=2)
     yield
     ray.shutdown()

@@ -105,5 +105,5 @@ def small_store(
     texts = sorted({text for group in captions for text in group} | {""})
     table = pa.Table.from_pylist([row for text in texts for row in text_rows(text)], schema=TEXTS)
     store.commit("texts", [store.write_part("texts", table, "texts")], "texts")
-    store.publish(describe(store, AUTOENCODER, (T5, CLIP), downsampling=1, statistics=None))
+    store.publish(describe(store, AUTOENCODER, (T5, CLIP), 128, 1, None))
     return store.open_version()

@@ -16,6 +16,7 @@ def describe(
     store: LatentStore,
     autoencoder: EncoderEntry,
     texts: tuple[EncoderEntry, ...],
+    max_tokens: int,
     downsampling: int,
     statistics: LatentStatistics | None,
 ) -> Manifest:
@@ -25,6 +26,7 @@ def describe(
         store: with at least one sample.
         autoencoder: what made the latents.
         texts: what embedded the captions.
+        max_tokens: at which captions were cut.
         downsampling: of the autoencoder.
         statistics: the autoencoder's own; None measures them over the stored rows.
     """
@@ -41,6 +43,7 @@ def describe(
         },
         autoencoder=autoencoder,
         texts=texts,
+        max_tokens=max_tokens,
         channels=samples["latent_shape"][0].as_py()[0],
         downsampling=downsampling,
         statistics=statistics or channel_statistics(_posteriors(store, versions["samples"])),

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Frozen(BaseModel):
@@ -37,6 +37,7 @@ class Manifest(Frozen):
         counts: rows of each table.
         autoencoder: what made the latents.
         texts: what embedded the captions, "t5" and "clip".
+        max_tokens: at which captions were cut.
         channels, downsampling: of the autoencoder.
         buckets: number of samples of each bucket "HxWxT".
         rejects: number of rejects by reason.
@@ -52,6 +53,7 @@ class Manifest(Frozen):
     counts: dict[str, int]
     autoencoder: EncoderEntry
     texts: tuple[EncoderEntry, ...]
+    max_tokens: int
     channels: int
     downsampling: int
     statistics: LatentStatistics

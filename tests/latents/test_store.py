@@ -154,7 +154,7 @@ class TestVersions:
     def test_an_old_version_stays_what_it_was(self, version):
         store = version.store
         add(store, "more", "z.png")
-        store.publish(describe(store, AUTOENCODER, (T5, CLIP), 1, None))
+        store.publish(describe(store, AUTOENCODER, (T5, CLIP), 128, 1, None))
         assert store.versions() == [1, 2]
         assert store.open_version().manifest.counts["samples"] == 13
         assert store.open_version(1).table("samples").num_rows == 12
@@ -184,7 +184,7 @@ class TestVersions:
     def test_a_later_format_is_refused(self, version):
         path = Path(version.store.uri, "versions", "00000002.json")
         path.write_text(json.dumps({**version.manifest.model_dump(), "format": 9, "new": 1}))
-        with pytest.raises(UserError, match=r"format 9.*reads 1"):
+        with pytest.raises(UserError, match=r"format 9.*reads 2"):
             version.store.open_version()
 
     def test_racing_publishers_never_share_a_number(self, version):

@@ -180,13 +180,24 @@ def test_exit_codes(capsys, error, code, line):
 
 def test_a_mistake_found_by_a_ray_task_is_the_users(capsys):
     error = RuntimeError("a remote traceback")
-    error.cause = UserError("size is 3")
+    error.cause = UserError("size is 3\nFailed to apply UDF transform after 1/1 attempts\nTo change")
 
     def run() -> None:
         raise error
 
     assert exit_code(run, []) == 2
     assert capsys.readouterr().err == "ldm: size is 3\n"
+
+
+@pytest.mark.parametrize("words", [[], ["--verbose"]])
+def test_a_password_in_an_error_is_not_shown(capsys, words):
+    def run() -> None:
+        raise RuntimeError("nobody at http://me:hush@127.0.0.1:9/api")
+
+    assert exit_code(run, words) == 1
+    printed = capsys.readouterr().err
+    assert "http://***@127.0.0.1" in printed
+    assert "hush" not in printed
 
 
 @pytest.mark.parametrize("name", RECIPES)
