@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipelines.credentials import masked
-from pipelines.recipe_options import Arguments
+from pipelines.recipe_options import Arguments, flattened
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
 
@@ -30,13 +30,10 @@ def shapes_command(recipe: Recipe, count: int) -> str:
     return shlex.join([*words, "--seed", str(recipe.seed)])
 
 
-def _overrides(
-    base: Mapping[str, Any], values: Mapping[str, Any], prefix: str = ""
-) -> Iterator[str]:
+def _overrides(base: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
     """`a.b=c` for every value that is another than the base's."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _overrides(base[key], value, f"{prefix}{key}.")
-        elif value != base[key]:
+    known = dict(flattened(base))
+    for key, value in flattened(values):
+        if value != known[key]:
             text = value if isinstance(value, str) else json.dumps(value)
-            yield f"{prefix}{key}={text}"
+            yield f"{key}={text}"

@@ -58,6 +58,7 @@ def run_demo(recipe: Recipe, options: Options, count: int) -> None:
         _ask_student(recipe, options)
     report = write_report(recipe)
     print(f"\nall done in {time.monotonic() - start:.0f}s: {report}", flush=True)
+    print(f"next: {command(recipe, 'serve')}", flush=True)
 
 
 @contextlib.contextmanager

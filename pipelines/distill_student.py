@@ -84,7 +84,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     averaged = student_of(teacher).to(device).requires_grad_(False)
     update = new_update(job, network, section, weight_decay=0.0)
     ema = Ema(network, section.ema_decay)
-    first = restore(update, ema)
+    first = restore(job, update, ema)
     model = ray.train.torch.prepare_model(network, move_to_device=False)
     null = reader.null_condition().to(device)
     losses = _losses(section, FlowMap(model), FlowMap(averaged), teacher, null)
@@ -109,7 +109,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
             figures |= {f"loss/{phase}": result.loss, **meter.read()}
             job.log(done, figures, f"{phase} loss {result.loss:.4f}")
         if done % section.checkpoint_every == 0 and done < section.steps:
-            save(update, ema, done)
+            save(job, update, ema, done)
     if rank:
         return {}
     summary = {"steps": section.steps, **meter.mean()}

@@ -58,12 +58,12 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
     store = LatentStore(plan.job.store)
     store.create()
     start = time.monotonic()
-    new_rows = _update_images(plan, store, context)
+    new_rows, removed_rows = _update_images(plan, store, context)
     seconds = time.monotonic() - start
     _check_images(plan, store)
     new_texts = _update_texts(plan, store, context)
     manifest = _describe(plan, store)
-    version = _publish_if_new(store, manifest, new_rows)
+    version = _publish_if_new(store, manifest, new_rows, removed_rows)
     _warn_of_rejects(manifest)
     context.run.metrics({f"rejects/{reason}": n for reason, n in manifest.rejects.items()})
     return {
@@ -72,6 +72,7 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
         **manifest.counts,
         "rejects_by_reason": manifest.rejects,
         "new_rows": new_rows,
+        "removed_rows": removed_rows,
         "new_texts": new_texts,
         "images_per_second": new_rows / seconds,
         "bytes": manifest.bytes,
@@ -82,8 +83,12 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
 # Each table: what is wanted against what is there; the stale goes, the missing is made
 
 
-def _update_images(plan: Plan, store: LatentStore, context: Context) -> int:
-    """Encode the pictures the store lacks, drop changed or vanished ones; returns how many new."""
+def _update_images(plan: Plan, store: LatentStore, context: Context) -> tuple[int, int]:
+    """Encode the pictures the store lacks, drop changed or vanished ones.
+
+    Returns:
+        How many rows are new and how many were removed; a changed picture counts as both.
+    """
     logs = {name: store.open(name) for name in ("samples", "rejects")}
     difference = compare(plan.rows(), _stored_rows(store, logs))
     gone = [{"id": id} for id in difference.stale]
@@ -97,7 +102,7 @@ def _update_images(plan: Plan, store: LatentStore, context: Context) -> int:
     results = itertools.chain(_refuse(store, refused), encoded)
     with context.progress(len(difference.missing), "images") as bar:
         _commit_all(store, logs, results, bar)
-    return len(difference.missing)
+    return len(difference.missing), len(difference.stale)
 
 
 def _update_texts(plan: Plan, store: LatentStore, context: Context) -> int:
@@ -196,7 +201,9 @@ def _describe(plan: Plan, store: LatentStore) -> Manifest:
     )
 
 
-def _publish_if_new(store: LatentStore, manifest: Manifest, new_rows: int) -> int:
+def _publish_if_new(
+    store: LatentStore, manifest: Manifest, new_rows: int, removed_rows: int
+) -> int:
     """Publish unless the newest version says the same; returns the version that stands."""
     counts = f"{manifest.counts['samples']} samples, {manifest.counts['texts']} texts"
     known = store.versions()
@@ -204,7 +211,8 @@ def _publish_if_new(store: LatentStore, manifest: Manifest, new_rows: int) -> in
         print(f"[encode] nothing new: version {known[-1]} stands, {counts}", flush=True)
         return known[-1]
     version = store.publish(manifest)
-    print(f"[encode] version {version}: {counts}, {new_rows} rows new", flush=True)
+    rows = f"{new_rows} rows new, {removed_rows} of changed or vanished files removed"
+    print(f"[encode] version {version}: {counts}, {rows}", flush=True)
     return version
 
 

@@ -18,6 +18,7 @@ class Progress:
         self.stage, self.total, self.unit = stage, total, unit
         self._start = self._shown = time.monotonic()
         self._first: int | None = None
+        self._said = 0
         self._last = -1
         self._bar = _rich_bar() if sys.stderr.isatty() else None
         self._task = self._bar.add_task(stage, total=total, note="") if self._bar else None
@@ -35,6 +36,12 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+    def go_on_from(self, first: int) -> None:
+        """Say, once for each, that earlier work finished `first` units."""
+        if first != self._said:
+            self._said = first
+            print(f"[{self.stage}] goes on from {first} of {self.total} {self.unit}", flush=True)
 
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` units are finished; `note` is a short text such as the loss."""

@@ -1,23 +1,47 @@
-"""A training's progress, posted by its first worker and read by the driver.
+"""A training's progress and its clock, posted by its first worker and read by the driver.
 
 In a module of its own, as Ray imports what an actor's class is defined beside: this one needs
 neither torch nor MLflow.
 """
+
+import time
 
 import ray
 
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Where the first worker writes how far it is, and the driver reads it."""
+    """Where the first worker writes how far it is, and the driver reads it.
+
+    It lives as long as the driver's command, whatever happens to the workers.
+    """
 
     def __init__(self) -> None:
-        self._state: tuple[int, str] = (0, "")
+        self._first, self._state = 0, (0, "")
+        self._start = time.monotonic()
+        self._earlier: float | None = None
+
+    def begin(self, first: int, seconds: float) -> None:
+        """A worker starts or goes on at this step, after so many seconds by its checkpoint.
+
+        Only the first of them tells of earlier commands; after that this clock has run.
+        """
+        self._first = first
+        if self._earlier is None:
+            self._earlier = seconds
 
     def post(self, done: int, note: str) -> None:
         """Steps done so far and a short text."""
         self._state = (done, note)
 
-    def read(self) -> tuple[int, str]:
-        """What was posted last."""
-        return self._state
+    def read(self) -> tuple[int, int, str]:
+        """The step last begun at, and what was posted last."""
+        return self._first, *self._state
+
+    def earlier(self) -> float:
+        """Seconds of earlier commands, up to the checkpoint that this one went on from."""
+        return self._earlier or 0.0
+
+    def seconds(self) -> float:
+        """Of this command and the earlier ones."""
+        return self.earlier() + time.monotonic() - self._start

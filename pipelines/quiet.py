@@ -4,14 +4,16 @@ import logging
 import os
 import warnings
 
-# Read when the libraries are imported, here and in Ray's workers, which inherit them.
-_VARIABLES = {
+# Read when the libraries are imported, here and in Ray's workers, which inherit them. Not among
+# them RAY_BACKEND_LOG_LEVEL, as Ray says on stderr that it was set.
+VARIABLES = {
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Serve ends by killing the actor that it waits for, which Ray then tells as a failure
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",
     "GRPC_VERBOSITY": "NONE",
     "PYTHONWARNINGS": "ignore",
 }
@@ -22,7 +24,7 @@ def quiet() -> None:
 
     Variables the user has set stay as they are.
     """
-    for name, value in _VARIABLES.items():
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     logging.disable(logging.INFO)  # MLflow and alembic set up their loggers anew when imported
     warnings.simplefilter("ignore")

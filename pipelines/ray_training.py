@@ -26,7 +26,7 @@ from pipelines.progress import Progress
 from pipelines.progress_board import ProgressBoard
 from pipelines.ray_runtime import check_room, start
 from pipelines.recipes.schema import Recipe, Workers
-from pipelines.stage import Context, checkpoint_place
+from pipelines.stage import EARLIER_SECONDS, Context, checkpoint_place
 from pipelines.tracking import Run
 
 STATE = "state.pt"
@@ -55,6 +55,12 @@ class Job:
         torch.set_num_threads(self.workers.threads)
         return rank, world, torch.device("cpu")
 
+    def begin(self, first: int, seconds: float) -> int:
+        """The first worker tells the driver at which step it begins; returns that."""
+        if ray.train.get_context().get_world_rank() == 0:
+            ray.get(self.board.begin.remote(first, seconds))
+        return first
+
     def log(self, done: int, figures: Mapping[str, float], note: str) -> None:
         """What the run and the driver's bar are told when `done` steps are finished."""
         self.run.metrics(figures, done)
@@ -69,6 +75,8 @@ def fit(
     max_failures: int,
 ) -> dict[str, Any]:
     """Run `worker` on every worker to the end and return what the first one returned.
+
+    And `earlier_seconds`, which earlier commands took for what this one went on from.
 
     A killed worker, or the same command after a killed driver, goes on from the last checkpoint:
     they lie under the recipe's root until the stage is recorded (`run_stage` removes them).
@@ -106,7 +114,8 @@ def fit(
             result = trainer.fit()
         except Exception as error:
             raise _cause(error) from error
-    return dict(cast(Any, result).return_value or {})
+    summary = dict(cast(Any, result).return_value or {})
+    return {**summary, EARLIER_SECONDS: ray.get(board.earlier.remote())}
 
 
 def _scaling(workers: Workers) -> ScalingConfig:
@@ -131,11 +140,16 @@ def _storage(folder: str) -> dict[str, Any]:
 def _watching(board: Any, bar: Progress) -> Iterator[None]:
     stop = threading.Event()
 
+    def show() -> None:
+        first, done, note = ray.get(board.read.remote())
+        if first:
+            bar.go_on_from(first)
+        if done:
+            bar.update(done, note)
+
     def watch() -> None:
         while not stop.wait(1.0):
-            done, note = ray.get(board.read.remote())
-            if done:
-                bar.update(done, note)
+            show()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -144,6 +158,7 @@ def _watching(board: Any, bar: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(5)
+    show()  # what came since: a short training is over within the second
 
 
 def _cause(error: Exception) -> Exception:
@@ -161,21 +176,21 @@ def _cause(error: Exception) -> Exception:
 # On the workers
 
 
-def restore(update: TrainingStep, ema: Ema | None = None) -> int:
+def restore(job: Job, update: TrainingStep, ema: Ema | None = None) -> int:
     """Go back to the last checkpoint if there is one; returns how many steps are done."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return job.begin(0, 0.0)
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, STATE), weights_only=True, map_location="cpu")
     update.network.load_state_dict(state["network"])
     update.optimizers.load_state_dict(state["optimizers"])
     if ema:
         ema.load_state_dict(state["ema"], state["ema_updates"])
-    return int(state["step"])
+    return job.begin(state["step"], state["seconds"])
 
 
-def save(update: TrainingStep, ema: Ema | None, done: int) -> None:
+def save(job: Job, update: TrainingStep, ema: Ema | None, done: int) -> None:
     """Report from every worker that `done` steps are finished, and a checkpoint from the first."""
     if ray.train.get_context().get_world_rank():
         ray.train.report({"step": done})
@@ -184,6 +199,7 @@ def save(update: TrainingStep, ema: Ema | None, done: int) -> None:
         "network": update.network.state_dict(),
         "optimizers": update.optimizers.state_dict(),
         "step": done,
+        "seconds": ray.get(job.board.seconds.remote()),
     }
     if ema:
         state |= {"ema": ema.state_dict(), "ema_updates": ema.updates}

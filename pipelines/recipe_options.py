@@ -124,6 +124,15 @@ def _parse(override: str, text: str, field: FieldInfo) -> Any:
     return value
 
 
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested ones with its dotted key, as `--set` takes it."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def describe_errors(error: ValidationError) -> str:
     """A pydantic error as one line: each field, its value and the rule it breaks."""
     return "; ".join(_describe(each) for each in error.errors())

@@ -6,6 +6,7 @@ run yet is named with its command.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from ldm_core.errors import UserError
 from ldm_core.files import exists, join, read_bytes, read_json, write_bytes
 from pipelines.ask_endpoint import Answer
 from pipelines.commands import command, shapes_command
+from pipelines.provenance import code, machine, packages
 from pipelines.recipes.schema import Recipe
 from pipelines.report_pictures import (
     SHEET,
@@ -60,6 +62,11 @@ def write_report(recipe: Recipe) -> str:
     stages = {view.stage: view for view in stage_views(recipe)}
     page = environment.get_template("report.html").render(
         recipe=recipe,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        machine=machine(),
+        packages=packages(),
+        code=code(),
+        seconds=sum(view.record.seconds for view in stages.values() if view.record),
         stages=stages,
         data=_data(recipe),
         evaluation=_evaluation(recipe),
@@ -123,7 +130,7 @@ def _evaluate_words(recipe: Recipe, record: Record) -> tuple[str, str]:
 
 
 def _trained_at(record: Record, unit: str) -> str:
-    """The workers' own rate: the record's seconds are those of the last attempt alone."""
+    """The workers' own rate: the record's seconds also hold the start of Ray and workers."""
     rate = record.summary.get("mean_samples_per_second", 0)
     return _rate(rate, unit) if rate else ""
 

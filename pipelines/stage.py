@@ -25,8 +25,16 @@ class Options:
     dry_run: bool = False
 
 
+EARLIER_SECONDS = "earlier_seconds"  # in the summary of a stage that went on after a kill
+
+
 class Record(BaseModel):
-    """A finished stage, kept as `record.json` in its product: what, from what, how long."""
+    """A finished stage, kept as `record.json` in its product: what, from what, how long.
+
+    Attributes:
+        seconds: of the command that finished it, and of the killed ones before it up to the
+            checkpoint it went on from.
+    """
 
     stage: str
     digest: str
@@ -122,7 +130,8 @@ def run_stage(
     with track(recipe, stage, digest, product) as run:
         run.tags({f"input.{name}": value for name, value in inputs.items()})
         summary = work(Context(recipe, stage, run, digest, product, inputs, options))
-        seconds = time.monotonic() - start
+        earlier = summary.get(EARLIER_SECONDS, 0.0)
+        seconds = earlier + time.monotonic() - start
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         run.metrics({**numbers, "stage_seconds": seconds})
     record = Record(
@@ -137,5 +146,6 @@ def run_stage(
     )
     write_json(join(product, "record.json"), record.model_dump(mode="json"))
     remove(checkpoints)
-    print(f"[{stage}] done in {seconds:.0f}s: {product}  (MLflow run {run.id})", flush=True)
+    before = f" ({earlier:.0f}s of it before it went on)" if earlier else ""
+    print(f"[{stage}] done in {seconds:.0f}s{before}: {product}  (MLflow run {run.id})", flush=True)
     return record

@@ -20,6 +20,7 @@ from ldm_core.errors import UserError
 from ldm_core.files import absolute, exists, is_remote
 from pipelines.credentials import masked
 from pipelines.exit_codes import INTERRUPTED, JobFailed
+from pipelines.quiet import VARIABLES
 from pipelines.recipe_options import Arguments
 from pipelines.recipes.schema import Recipe
 
@@ -96,11 +97,10 @@ def plan_submission(
         root=absolute(recipe.root),
         overrides=(*arguments.overrides, *_absolute_overrides(recipe)),
     ).words()
-    variables = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED)}
     runtime_env: dict[str, Any] = {
         "working_dir": str(Path(working_dir).absolute()),
         "excludes": EXCLUDED,
-        "env_vars": variables,
+        "env_vars": _forwarded(),
     }
     if pip:
         runtime_env["pip"] = list(pip)
@@ -155,6 +155,15 @@ def _address() -> str:
     """RAY_ADDRESS where it names a dashboard: often it names the cluster's other port."""
     given = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
     return given if given.startswith("http") else DEFAULT_ADDRESS
+
+
+def _forwarded() -> dict[str, str]:
+    """The user's own variables, not those this process set to keep libraries quiet."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(FORWARDED) and VARIABLES.get(name) != value
+    }
 
 
 def _python(address: str) -> str:

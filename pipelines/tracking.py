@@ -11,7 +11,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunStatus
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
@@ -19,9 +19,11 @@ from ldm_core.errors import UserError
 from ldm_core.files import absolute, exists, is_remote, join
 from ldm_core.model_directory import load_model
 from pipelines.credentials import masked
+from pipelines.recipe_options import flattened
 from pipelines.recipes.schema import Recipe
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+PARAM_LENGTH = 500  # of a parameter's value: servers before 2.8 refuse longer ones
 
 
 def tracking_uri(recipe: Recipe) -> str:
@@ -71,6 +73,15 @@ class Run:
         batch = [Metric(key, float(value), now, step) for key, value in values.items()]
         self.client.log_batch(self.id, metrics=batch)
 
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log settings. MLflow lets none be changed: a run gone on with keeps those it began with.
+
+        They may differ only in what does not decide the result, such as the number of workers.
+        """
+        known = self.client.get_run(self.id).data.params
+        batch = [Param(key, _text(value)) for key, value in values.items() if key not in known]
+        self.client.log_batch(self.id, params=batch)
+
     def tags(self, values: Mapping[str, Any]) -> None:
         """Tag the run."""
         for key, value in values.items():
@@ -100,7 +111,8 @@ def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run
     """The stage's run: the unfinished one of this product if a kill left one, else a new one.
 
     Args:
-        recipe: logged in full as `recipe.json`, but for passwords.
+        recipe: logged in full as `recipe.json`, but for passwords, and what the stage reads of it
+            as parameters such as `train.steps`.
         stage: name of the stage, also the run's name.
         digest: of everything that decides the result.
         product: URI of what it makes: another root's run of the same digest is not this one's.
@@ -113,13 +125,26 @@ def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run
         place = None if _chosen(recipe) else f"{_local_folder(recipe)}/mlruns"
         experiment_id = client.create_experiment(recipe.experiment, artifact_location=place)
     run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest, product))
-    run.document(json.loads(masked(recipe.model_dump_json())), "recipe.json")
+    values = json.loads(masked(recipe.model_dump_json()))
+    run.document(values, "recipe.json")
+    run.params(dict(flattened(_settings(values, stage))))
     try:
         yield run
     except BaseException:
         client.set_terminated(run.id, RunStatus.to_string(RunStatus.FAILED))
         raise
     client.set_terminated(run.id, RunStatus.to_string(RunStatus.FINISHED))
+
+
+def _settings(values: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """A recipe without the sections of other stages; all of them read what `text` says."""
+    mine = (stage, "text")
+    return {k: value for k, value in values.items() if k in mine or not isinstance(value, dict)}
+
+
+def _text(value: Any) -> str:
+    """As `--set` takes it, cut to what every MLflow server stores."""
+    return (value if isinstance(value, str) else json.dumps(value))[:PARAM_LENGTH]
 
 
 def _open_run(

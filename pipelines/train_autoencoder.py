@@ -80,7 +80,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     plan = SamplePlan(recipe.seed, len(pictures.trained), section.batch_size)
     latent = (section.channels, *(recipe.size // section.downsampling,) * 2)
     update = _new_update(recipe, rank, world, device)
-    first = restore(update)
+    first = restore(job, update)
     reconstruct = ray.train.torch.prepare_model(
         Reconstruction(update.network), move_to_device=False
     )
@@ -100,7 +100,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
             figures = {"loss": result.loss, "skipped_steps": update.skipped, **meter.read()}
             job.log(done, figures, f"loss {result.loss:.4f}")
         if done % section.checkpoint_every == 0 and done < section.steps:
-            save(update, None, done)
+            save(job, update, None, done)
     if rank:
         return {}
     return {**meter.mean(), **_finish(job, update.network, pictures, device)}

@@ -132,7 +132,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     network = DiT(fitting(section, reader)).to(device)
     update = new_update(job, network, section, section.weight_decay)
     ema = Ema(network, section.ema_decay)
-    first = restore(update, ema)
+    first = restore(job, update, ema)
     if section.compile:
         for block in network.blocks:
             block.compile()
@@ -161,7 +161,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
         if pictures and due(done, section.sample_every, section.steps):
             pictures.log(ema, done)
         if done % section.checkpoint_every == 0 and done < section.steps:
-            save(update, ema, done)
+            save(job, update, ema, done)
     return _finish(job, reader.version, network, ema, meter) if rank == 0 else {}
 
 

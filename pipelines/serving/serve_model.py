@@ -26,7 +26,7 @@ EXAMPLE_PROMPT = "a large red circle in the center, white background"
 def serve_forever(
     model_uri: str, section: ServeSection, name: str | None = None, verbose: bool = False
 ) -> None:
-    """Serve a model until Ctrl-C or SIGTERM, then take the endpoint down.
+    """Serve a model until Ctrl-C or SIGTERM, answer what is running, and take the endpoint down.
 
     Raises:
         UserError: there is no such model, or the port is taken.
@@ -36,7 +36,7 @@ def serve_forever(
         print(f"serving {model_uri}\n  page   {url}/\n  try    {curl_line(url)}", flush=True)
         print("  stop   Ctrl-C", flush=True)
         stop.wait()
-        print("stopping", flush=True)
+        print("stopping when the running requests are answered", flush=True)
 
 
 @contextlib.contextmanager
@@ -67,6 +67,7 @@ def serve_in_background(
         try:
             _deploy(build(args))
             yield _url(section)
+            serve.delete(APP_NAME)  # waits for running requests, which `shutdown` would cut off
         finally:
             serve.shutdown()
 

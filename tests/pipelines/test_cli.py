@@ -20,6 +20,7 @@ from ldm_core.files import join, write_json
 from pipelines import cli_options, train_denoiser
 from pipelines.cli import app
 from pipelines.exit_codes import JobFailed, exit_code
+from pipelines.quiet import VARIABLES
 from pipelines.recipes import RECIPES
 from pipelines.stage import Record, stage_digest
 
@@ -378,6 +379,7 @@ def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypat
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store:9000")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hush@mlflow")
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", VARIABLES["MLFLOW_LOGGING_LEVEL"])  # by `quiet`
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # no dashboard
     (tmp_path / "vae").mkdir()
     (tmp_path / "my.json").write_text(ldm("show", "image-tiny").stdout)
@@ -407,7 +409,9 @@ def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypat
         "--set", f"autoencoder.source={tmp_path / 'vae'}",
         "--force",
     ]  # fmt: skip
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "DEBUG")  # by the user
     far = ldm("submit", "train", "--address", "http://far:8265", "--dry-run").stdout
+    assert "MLFLOW_LOGGING_LEVEL" in far
     assert " -- python -m pipelines.cli train image-s " in far
     assert '"pip"' not in far
 

@@ -192,12 +192,13 @@ class TestLaterRuns:
         write_captions(Path(mine.data), captions | {"zz.png": "picture 1"})
         record = encode(mine, Options())
         assert (record.summary["new_rows"], record.summary["new_texts"]) == (1, 0)
+        assert record.summary["removed_rows"] == 0
         assert (record.summary["version"], record.summary["samples"]) == (2, GOOD + 1)
         before = {row["id"]: row for row in version.table("samples").to_pylist()}
         after = {row["id"]: row for row in newest(mine).table("samples").to_pylist()}
         assert {id: after[id] for id in before} == before
 
-    def test_changed_mended_and_vanished_files(self, recipe, version, tmp_path):
+    def test_changed_mended_and_vanished_files(self, recipe, version, tmp_path, capsys):
         mine = copied(recipe, tmp_path)
         folder, captions = Path(mine.data), read_captions(Path(mine.data))
         picture(51).resize((40, 40)).save(folder / "001.png")  # another picture
@@ -207,7 +208,8 @@ class TestLaterRuns:
         picture(52).save(folder / "truncated.png")  # mended
         write_captions(folder, captions)
         record = encode(mine, Options())
-        assert record.summary["new_rows"] == 3
+        assert (record.summary["new_rows"], record.summary["removed_rows"]) == (3, 4)
+        assert "3 rows new, 4 of changed or vanished files removed" in capsys.readouterr().out
         now = newest(mine)
         rows = {row["id"]: row for row in now.table("samples").to_pylist()}
         assert rows.keys() == {*version.table("samples")["id"].to_pylist(), "truncated.png"} - {

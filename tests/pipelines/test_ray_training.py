@@ -4,11 +4,20 @@ import pytest
 
 from pipelines import meter as module
 from pipelines.meter import Meter
+from pipelines.progress import Progress
 from pipelines.ray_training import due
 
 
 def test_what_is_due_every_so_often_is_due_at_the_end_too():
     assert [done for done in range(1, 8) if due(done, 3, 7)] == [3, 6, 7]
+
+
+def test_going_on_is_said_once_for_each_step_it_goes_on_from(capsys):
+    with Progress("teacher", 40, "steps") as bar:
+        for first in (8, 8, 16, 16):
+            bar.go_on_from(first)
+    lines = [f"[teacher] goes on from {first} of 40 steps" for first in (8, 16)]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_the_meter_tells_the_rate_lately_and_since_it_was_made(monkeypatch):

@@ -1,7 +1,9 @@
 """The page on products made by hand: what is there is shown, what is missing is named."""
 
 import re
+import subprocess
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from ldm_core.generation import grid_image
 from ldm_core.media.shapes import write_shapes
 from pipelines.ask_endpoint import Answer
 from pipelines.commands import command
+from pipelines.provenance import code
 from pipelines.recipe_options import Arguments
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import AutoencoderSection, Recipe
@@ -154,6 +157,8 @@ def test_the_page_has_everything_and_loads_nothing(whole):
         assert text in page.text, text
     assert "mlflow ui --backend-store-uri sqlite:////project/mlflow.db" in page.text
     assert "1 min 40 s" in page.text
+    assert "All stages together took 6 min 40 s" in page.text  # four records of 100 s
+    assert re.search(r"Written \d{4}-\d\d-\d\d \d\d:\d\d UTC on \d+ cores .*, torch \d", page.text)
     assert "321 samples/s" in page.text
 
 
@@ -187,6 +192,15 @@ def test_before_anything_has_run_there_is_a_page_of_commands(tmp_path):
     assert page.pictures == []
     assert page.text.count("not there yet") == 5 + 4  # the table, then a line for each part
     assert f"ldm shapes {recipe.data}" in page.text
+
+
+def test_the_code_is_named_by_its_commit_else_by_its_version(tmp_path):
+    assert code(tmp_path) == version("latent-diffusion-on-ray")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    assert code(tmp_path) == head.stdout[:12]
 
 
 def test_pictures_are_cut_out_of_a_sheet_as_they_were_laid(tmp_path):

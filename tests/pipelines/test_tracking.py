@@ -65,6 +65,31 @@ def test_no_password_is_written_down(recipe, monkeypatch):
         assert "hush" not in text
 
 
+def test_a_run_has_the_settings_of_its_stage(recipe):
+    source = "s3://me:hush@store/" + "x" * 9000
+    text = recipe.text.model_copy(update={"t5": source})
+    with track(recipe.model_copy(update={"text": text}), "train", "digest", "/a") as run:
+        pass
+    params = run.client.get_run(run.id).data.params
+    assert (params["train.steps"], params["train.workers.count"]) == ("8", "2")
+    assert (params["seed"], params["precision"], params["train.compile"]) == ("0", "auto", "false")
+    assert source.replace("me:hush", "***").startswith(params["text.t5"])
+    assert not {key for key in params if key.startswith(("distill.", "autoencoder."))}
+
+
+def test_a_run_gone_on_with_keeps_the_settings_it_began_with(recipe):
+    def run_with(log_every: int) -> tuple[str, str]:
+        train = recipe.train.model_copy(update={"log_every": log_every})
+        with (
+            contextlib.suppress(RuntimeError),
+            track(recipe.model_copy(update={"train": train}), "train", "digest", "/a") as run,
+        ):
+            raise RuntimeError("killed")
+        return run.id, run.client.get_run(run.id).data.params["train.log_every"]
+
+    assert run_with(3) == run_with(4)
+
+
 def test_a_run_is_gone_on_with_for_the_same_product_alone(recipe):
     def run_of(product: str, ends: bool) -> str:
         with contextlib.suppress(RuntimeError), track(recipe, "train", "digest", product) as run:

@@ -168,8 +168,9 @@ train_denoiser(Recipe.model_validate_json(sys.argv[1]), Options())
 def checkpointed(recipe: Recipe) -> int:
     """The step of the last checkpoint that Ray Train goes back to; 0 while there is none."""
     for snapshot in Path(recipe.root, "checkpoints").glob("teacher-*/*snapshot.json"):
-        latest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
-        return latest["metrics"]["step"] if latest else 0
+        with contextlib.suppress(json.JSONDecodeError):  # it is just being written
+            latest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
+            return latest["metrics"]["step"] if latest else 0
     return 0
 
 
@@ -217,18 +218,23 @@ def kill_the_driver(recipe: Recipe) -> int:
     return checkpointed(recipe)
 
 
-def test_a_killed_driver_and_a_killed_worker_change_nothing(recipe, folder, teacher):
+def test_a_killed_driver_and_a_killed_worker_change_nothing(recipe, folder, teacher, capsys):
     mine = recipe.model_copy(update={"root": str(folder / "encoded")})
     at_first = kill_the_driver(mine)
     assert EVERY <= at_first < STEPS
     assert not Path(mine.product("teacher")).exists()
 
+    capsys.readouterr()
     seen: list[int] = []
     killer = threading.Thread(target=kill_a_worker_after, args=(at_first, mine, seen))
     killer.start()
     record = training.train_denoiser(mine, Options())
     killer.join()
     assert at_first < seen[0] < STEPS
+    said = re.findall(rf"goes on from (\d+) of {STEPS} steps", capsys.readouterr().out)
+    assert int(said[0]) == at_first < int(said[-1])
+    assert 0 < record.summary["earlier_seconds"] < record.seconds
+    assert teacher.summary["earlier_seconds"] == 0
 
     weights = [Path(r.product("teacher"), "model.safetensors") for r in (recipe, mine)]
     assert weights[0].read_bytes() == weights[1].read_bytes()

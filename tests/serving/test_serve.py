@@ -1,12 +1,14 @@
 """The endpoint over HTTP on a real Ray Serve, with a generator that needs no model."""
 
 import base64
+import contextlib
 import io
 import json
 import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ class Endpoint:
 
     client: httpx.Client
     folder: Path
+    stop: Callable[[], None]
 
     def post(self, timeout: float = 30, **body) -> httpx.Response:
         return self.client.post(GENERATIONS, json=body, timeout=timeout)
@@ -78,13 +81,14 @@ def endpoint(ray_session, tmp_path_factory):
     section = ServeSection(
         port=port, max_replicas=1, max_batch_size=4, max_pictures=8, max_queued_pictures=4
     )
-    with (
-        serve_in_background(
-            str(folder), section, "fake", build=lambda args: application(args, FakeGenerator)
-        ) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
-    ):
-        yield Endpoint(client, folder)
+    with contextlib.ExitStack() as server:
+        url = server.enter_context(
+            serve_in_background(
+                str(folder), section, "fake", build=lambda args: application(args, FakeGenerator)
+            )
+        )
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield Endpoint(client, folder, server.close)
 
 
 def pngs(response: httpx.Response) -> list[bytes]:
@@ -226,6 +230,16 @@ def test_a_second_endpoint_is_refused(endpoint):
         serve_in_background(str(endpoint.folder), section),
     ):
         pass
+
+
+def test_what_runs_when_it_stops_is_answered(endpoint):
+    """After all others that need the endpoint."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(endpoint.post, prompt="slow, the last")
+        while "slow, the last" not in drawn(endpoint.folder):
+            time.sleep(0.01)
+        endpoint.stop()
+        assert len(pngs(running.result())) == 1
 
 
 def test_no_model_is_a_users_mistake(tmp_path):
