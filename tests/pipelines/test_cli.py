@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from small_store import small_store
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from ldm_core.errors import UserError
 from ldm_core.files import join, write_json
+from ldm_core.generation import PictureGenerator
 from pipelines import cli_options, train_denoiser
 from pipelines.cli import app
 from pipelines.exit_codes import JobFailed, exit_code
@@ -83,6 +85,8 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("train --set train.steps", ("--set train.steps=VALUE",)),
         ("train --set train.steps=0", ("train.steps is 0", "greater than or equal to 1")),
         ("train --set train.steps=many", ("train.steps is 'many'", "integer")),
+        ("train --set train.steps=", ("train.steps is ''", "integer")),
+        ("train --set evaluate.student_steps=null", ("student_steps is 'null'", "tuple")),
         ("train --set train.steps=[1", ("train.steps=[1", "YAML")),
         ("train --set autoencoder.block_channels=[8]", ("autoencoder: downsampling 4", "(8,)")),
         ("train --set train.workers.count=5", ("train: batch_size 32", "count 5", "batch_size 35")),
@@ -104,6 +108,9 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("sample --prompt x --model nowhere", ("no model at nowhere",)),
         ("sample --prompt x --model nowhere --out grid.gif", ("grid.gif", ".png")),
         ("sample --prompt x --model nowhere --count 0", ("0 pictures",)),
+        ("sample --prompt= --model nowhere", ("--prompt is empty",)),
+        ("sample --prompt x --model nowhere --device foo", ("--device foo", "cpu")),
+        ("sample --prompt x --model nowhere --device meta", ("--device meta", "cpu")),
         ("sample --prompt x", ("--model",)),
         ("serve --root nowhere", ("nowhere/student",)),
         ("submit demo", ("demo", "encode")),
@@ -348,6 +355,21 @@ def test_sample_refuses_what_the_model_cannot_draw(ldm, student):
         result = ldm(*words, option, value)
         assert result.exit_code == 2
         assert named in result.stderr.splitlines()[-1]
+
+
+def test_sample_does_not_draw_what_it_cannot_write(ldm, tmp_path, student, monkeypatch):
+    monkeypatch.setattr(PictureGenerator, "generate", lambda *_: pytest.fail("it was drawn"))
+    (tmp_path / "file").touch()
+    for out in ("file/grid.png", "file/each/"):  # an unwritable place even for root
+        result = ldm("sample", "--model", student, "--prompt", "a red cat", "--out", out)
+        assert result.exit_code == 2, result.output
+        assert f"--out {out}: cannot write in file" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here cuda can be used")
+def test_sample_refuses_a_gpu_that_is_not_there(ldm):
+    result = ldm("sample", "--model", "nowhere", "--prompt", "x", "--device", "cuda")
+    assert_mistake(result, "--device cuda", "auto")
 
 
 def test_serve_dry_run_prints_what_serve_deploy_takes(ldm, tmp_path):
