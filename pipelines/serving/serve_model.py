@@ -60,7 +60,7 @@ def serve_in_background(
         UserError: there is no such model, or the port is taken.
     """
     args = ServeArgs(model=model_uri, name=name, **section.model_dump())
-    _check_model(model_uri)
+    check_model(model_uri)
     with ray_session(verbose):
         _check_port(section)
         serve.start(http_options=HTTPOptions(host=section.host, port=section.port))
@@ -98,8 +98,12 @@ def _url(section: ServeSection) -> str:
     return f"http://{host}:{section.port}"
 
 
-def _check_model(uri: str) -> None:
-    """Fail here in one line, not in a replica's log after Serve has tried three times."""
+def check_model(uri: str) -> None:
+    """Fail here in one line, not in a replica's log after Serve has tried three times.
+
+    Raises:
+        UserError: there is no such model.
+    """
     found = absolute(resolve_model(uri))
     if not exists(join(found, "config.json")):
         raise UserError(

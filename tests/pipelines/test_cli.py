@@ -89,6 +89,8 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("train --set evaluate.student_steps=null", ("student_steps is 'null'", "tuple")),
         ("train --set train.steps=[1", ("train.steps=[1", "YAML")),
         ("train --set autoencoder.block_channels=[8]", ("autoencoder: downsampling 4", "(8,)")),
+        ("autoencoder --dry-run --set size=65", ("size 65", "downsampling 4", "--set size=64")),
+        ("show image-s --set autoencoder.block_channels=[0,8,8]", ("block_channels.0 is 0",)),
         ("train --set train.workers.count=5", ("train: batch_size 32", "count 5", "batch_size 35")),
         ("distill --set distill.batch_size=9", ("distill: batch_size 9", "count 2")),
         ("autoencoder --set autoencoder.workers.count=3", ("autoencoder: batch_size 8",)),
@@ -113,6 +115,7 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("sample --prompt x --model nowhere --device meta", ("--device meta", "cpu")),
         ("sample --prompt x", ("--model",)),
         ("serve --root nowhere", ("nowhere/student",)),
+        ("serve --root nowhere --dry-run", ("nowhere/student",)),
         ("submit demo", ("demo", "encode")),
         ("submit train --set train.steps=0", ("train.steps is 0",)),
         ("submit train --working-dir nowhere", ("nowhere",)),
@@ -264,6 +267,10 @@ def test_dry_runs_write_nothing(ldm, tmp_path):
     second = ldm("encode", *words)
     assert "run/autoencoder  (missing)" in second.stdout
     assert "5, and 0 unusable" in second.stdout
+    assert_mistake(second, "run/autoencoder", "ldm autoencoder")
+    assert_mistake(ldm("encode", *words[:-1]), "run/autoencoder")  # leaves no text encoders behind
+    pixels = ldm("encode", *words, "--set", "autoencoder.source=identity")
+    assert pixels.stdout.endswith("encode: would run, and build the tiny text encoders\n")
     source = ldm("autoencoder", *words, "--set", "autoencoder.source=identity")
     assert source.stdout.endswith("autoencoder: has nothing to do\n")
     for stage in ("train", "distill", "evaluate"):
@@ -373,6 +380,8 @@ def test_sample_refuses_a_gpu_that_is_not_there(ldm):
 
 
 def test_serve_dry_run_prints_what_serve_deploy_takes(ldm, tmp_path):
+    write_json(str(tmp_path / "run" / "student" / "config.json"), {})
+    before = files_under(tmp_path)
     result = ldm("serve", "--root", "run", "--port", 8123, "--set", "serve.max_replicas=3",
                  "--dry-run")  # fmt: skip
     config = yaml.safe_load(result.stdout)
@@ -380,7 +389,7 @@ def test_serve_dry_run_prints_what_serve_deploy_takes(ldm, tmp_path):
     (application,) = config["applications"]
     assert application["args"]["model"] == str(tmp_path / "run" / "student")
     assert application["args"]["max_replicas"] == 3
-    assert files_under(tmp_path) == {}
+    assert files_under(tmp_path) == before
 
 
 def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypatch):
