@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
 import ray
 
 from ldm_core.errors import UserError
+from pipelines.ray_address import check_cluster
 
 # Ray Train on one machine: nobody takes it away with notice, and without a dashboard nobody reads
 # its metrics. The end of a training is seen sooner.
@@ -50,9 +51,14 @@ def worker_environment(cpus: float = 1) -> dict[str, str]:
 
 
 def start(verbose: bool = False) -> None:
-    """Connect to RAY_ADDRESS, or start Ray on this machine; does nothing if already connected."""
+    """Connect to RAY_ADDRESS, or start Ray on this machine; does nothing if already connected.
+
+    Raises:
+        UserError: nothing answers at RAY_ADDRESS.
+    """
     if ray.is_initialized():
         return
+    check_cluster()
     level = logging.INFO if verbose else logging.ERROR
     local = not os.environ.get("RAY_ADDRESS")
     if local:
