@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from ldm_core.errors import UserError
 from ldm_core.files import join, write_json
 from ldm_core.generation import PictureGenerator
-from pipelines import cli_options, train_denoiser
+from pipelines import cli_options, distill_student, train_denoiser
 from pipelines.cli import app
 from pipelines.exit_codes import JobFailed, exit_code
 from pipelines.recipes import RECIPES
@@ -314,6 +314,17 @@ def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp
     assert files_under(tmp_path) == before
     version.store.publish(version.manifest)  # the same content under another number
     assert "up to date" in ldm("train", *words, "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("caption", "stage"),
+    [("a dog", "serve"), ("small red cross in the center, gray background", "evaluate")],
+)
+def test_what_can_be_evaluated_is_suggested(ldm, tmp_path, monkeypatch, caption, stage):
+    small_store(tmp_path / "run" / "latents", captions=((caption,),))
+    monkeypatch.setattr(distill_student, "distill_student", lambda *_: None)
+    result = ldm("distill", "image-tiny", "--root", "run")
+    assert result.stdout == f"next: ldm {stage} image-tiny --root run\n"
 
 
 def text_of(file: Path) -> object:
