@@ -81,15 +81,20 @@ def _deploy(app: serve.Application) -> None:
 
 
 def curl_line(url: str, prompt: str = EXAMPLE_PROMPT, file: str = "picture.png") -> str:
-    """A shell line that writes one picture to a file with nothing but curl and Python."""
+    """A shell line that writes one picture to a file with nothing but curl and Python.
+
+    Instead of the picture an error's text is shown, and the line fails.
+    """
     body = shlex.quote(json.dumps({"prompt": prompt, "seed": 7}))
     decode = (
-        "import base64,json,sys; "
-        'sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))'
+        "import base64,json,sys; answer = sys.stdin.read(); "
+        '"b64_json" in answer or sys.exit(answer or 1); '
+        'open(sys.argv[1], "wb").write(base64.b64decode(json.loads(answer)["data"][0]["b64_json"]))'
     )
     return (
-        f"curl -sf {url}{GENERATIONS} -H 'Content-Type: application/json' -d {body}"
-        f" | python3 -c {shlex.quote(decode)} > {file}"
+        f"curl -sS --fail-with-body {url}{GENERATIONS}"
+        f" -H 'Content-Type: application/json' -d {body}"
+        f" | python3 -c {shlex.quote(decode)} {shlex.quote(file)}"
     )
 
 
