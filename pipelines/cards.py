@@ -1,5 +1,8 @@
 """Model cards: the README.md of a model directory."""
 
+import shlex
+
+from ldm_core.latents.store import StoreVersion
 from ldm_core.model_directory import ModelConfig
 from pipelines.recipes.schema import Recipe
 
@@ -18,33 +21,34 @@ pipeline_tag: text-to-image
 
 ```
 ldm sample --model THIS_FOLDER --out picture.png \\
-    --prompt "a large red circle in the center, white background"
+    --prompt {prompt}
 ```
 """
 
 
-def teacher_card(recipe: Recipe, config: ModelConfig) -> str:
-    """Card of a teacher."""
+def teacher_card(recipe: Recipe, config: ModelConfig, version: StoreVersion) -> str:
+    """Card of a teacher, with a prompt out of the store version it was trained on."""
     what = (
         "A text-conditioned latent diffusion transformer trained with flow matching "
         f"for {recipe.train.steps} steps of {recipe.train.batch_size} (EMA weights)."
     )
-    return _card(f"{recipe.model_name}: teacher", what, recipe, config)
+    return _card("teacher", what, recipe, config, version)
 
 
-def student_card(recipe: Recipe, config: ModelConfig) -> str:
-    """Card of a student."""
+def student_card(recipe: Recipe, config: ModelConfig, version: StoreVersion) -> str:
+    """Card of a student, with a prompt out of the store version it was trained on."""
     what = (
         f"A few-step flow map distilled from the teacher `{config.lineage['teacher']}`, with its "
         f"guidance {recipe.distill.guidance} folded in: sample with guidance 1."
     )
-    return _card(f"{recipe.model_name}: student", what, recipe, config)
+    return _card("student", what, recipe, config, version)
 
 
-def _card(title: str, what: str, recipe: Recipe, config: ModelConfig) -> str:
+def _card(kind: str, what: str, recipe: Recipe, config: ModelConfig, version: StoreVersion) -> str:
     backbone = config.backbone
     return _CARD.format(
-        title=title,
+        title=f"{recipe.name}: {kind}",
+        prompt=shlex.quote(_caption(version)),
         what=what,
         size=config.sizes[0],
         latent=f"{backbone.in_channels}x{backbone.latent_size[0]}x{backbone.latent_size[1]}",
@@ -58,3 +62,10 @@ def _card(title: str, what: str, recipe: Recipe, config: ModelConfig) -> str:
         t5=config.t5.digest,
         clip=config.clip.digest,
     )
+
+
+def _caption(version: StoreVersion) -> str:
+    """The first caption of the store, on one line."""
+    batches = version.batches("samples", ["captions"])
+    captions = next(row for batch in batches for row in batch["captions"].to_pylist())
+    return " ".join(captions[0]["caption"].split())

@@ -150,7 +150,9 @@ def _serve_yaml(model: str, section: dict[str, Any], name: str | None) -> str:
     import yaml
 
     from pipelines.serving.app import ServeArgs, serve_config
+    from pipelines.serving.serve_model import check_model
 
+    check_model(model)
     config = serve_config(ServeArgs(model=model, name=name, **section))
     return str(yaml.safe_dump(config, sort_keys=False))
 

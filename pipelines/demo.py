@@ -19,6 +19,7 @@ from pipelines.commands import command, shapes_command
 from pipelines.distill_student import distill_student
 from pipelines.encode_latents import encode
 from pipelines.evaluate_model import evaluate
+from pipelines.judged_pictures import made_of_shapes
 from pipelines.make_shapes import make_shapes
 from pipelines.recipes.schema import Recipe, ServeSection
 from pipelines.report import write_report
@@ -53,6 +54,9 @@ def run_demo(recipe: Recipe, options: Options, count: int) -> None:
         _make_pictures(recipe, count)
         for number, (stage, title, run) in enumerate(STAGES, 2):
             _headline(number, title, command(recipe, stage))
+            if stage == "evaluate" and not made_of_shapes(recipe):
+                print("[evaluate] left out: its judge knows the shapes alone", flush=True)
+                continue
             run(recipe, options)
         _headline(len(STAGES) + 2, "one request to the endpoint", command(recipe, "serve"))
         _ask_student(recipe, options)

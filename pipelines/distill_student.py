@@ -20,7 +20,7 @@ from ldm_core.diffusion.process import FlowProcess
 from ldm_core.distillation.student import DistillationLosses, student_of
 from ldm_core.errors import UserError
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
-from ldm_core.latents.store import LatentStore
+from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.model_directory import ModelConfig, load_model, save_model
 from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema
@@ -113,7 +113,8 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     if rank:
         return {}
     summary = {"steps": section.steps, **meter.mean()}
-    return {**summary, "digest": save_student(job, teacher_config, teacher_digest, network, ema)}
+    digest = save_student(job, reader.version, teacher_config, teacher_digest, network, ema)
+    return {**summary, "digest": digest}
 
 
 def _losses(
@@ -136,7 +137,12 @@ def _losses(
 
 
 def save_student(
-    job: Job, teacher: ModelConfig, teacher_digest: str, network: DiT, ema: Ema
+    job: Job,
+    version: StoreVersion,
+    teacher: ModelConfig,
+    teacher_digest: str,
+    network: DiT,
+    ema: Ema,
 ) -> str:
     """Write the model directory; returns its digest."""
     lineage = {
@@ -154,4 +160,5 @@ def save_student(
             "lineage": lineage,
         }
     )
-    return save_model(job.product, config, ema.state_dict(), student_card(job.recipe, config))
+    card = student_card(job.recipe, config, version)
+    return save_model(job.product, config, ema.state_dict(), card)

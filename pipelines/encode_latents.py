@@ -25,7 +25,7 @@ from ldm_core.latents.manifest import EncoderEntry, LatentStatistics, Manifest
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.store import LatentStore
 from pipelines.encode_on_ray import embed_captions, encode_pictures
-from pipelines.encode_plan import Item, Plan, make_plan, missing_tiny_encoders
+from pipelines.encode_plan import Item, Plan, make_plan, missing_tiny_encoders, open_autoencoder
 from pipelines.encode_workers import Row, parts_of, reject_row, result_row, write_parts
 from pipelines.progress import Progress
 from pipelines.recipes.schema import Recipe
@@ -39,10 +39,11 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
         UserError: no usable pictures, no autoencoder, or a size the autoencoder cannot take.
     """
     recipe = recipe.located()
+    autoencoder = open_autoencoder(recipe)
     if options.dry_run and missing_tiny_encoders(recipe):
         say_verdict("encode", "would run, and build the tiny text encoders")
         return None
-    plan = make_plan(recipe)
+    plan = make_plan(recipe, autoencoder)
     inputs = {
         "data": fingerprint(sorted(plan.rows().items()))[:16],
         "autoencoder": plan.autoencoder.digest,

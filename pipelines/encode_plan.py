@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm_core.autoencoders.autoencoder import Autoencoder, load_autoencoder
-from ldm_core.errors import UserError
 from ldm_core.files import absolute, exists, file_sizes, join
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
@@ -12,7 +11,7 @@ from ldm_core.latents.schema import bucket_name, caption_digest
 from ldm_core.media.folder import Listing, list_captioned_images
 from ldm_core.text.encoders import clip_digest, t5_digest
 from ldm_core.text.tiny import build_tiny_text_encoders
-from pipelines.recipes.schema import Recipe
+from pipelines.recipes.schema import Recipe, check_size
 
 CODE = "centred square 1"  # names what this code does to a picture; a change makes rows stale
 
@@ -65,11 +64,22 @@ class Plan:
         }
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def open_autoencoder(recipe: Recipe) -> Autoencoder:
+    """The recipe's autoencoder, on the driver.
+
+    Raises:
+        UserError: there is none, or it cannot take the recipe's size.
+    """
+    autoencoder = load_autoencoder(_worker_uri(recipe.autoencoder_uri))
+    check_size(recipe.size, autoencoder.downsampling)
+    return autoencoder
+
+
+def make_plan(recipe: Recipe, autoencoder: Autoencoder) -> Plan:
     """List the folder and identify the encoders; builds the tiny text encoders if asked for.
 
     Raises:
-        UserError: no usable pictures, no autoencoder, or a size the autoencoder cannot take.
+        UserError: no usable pictures, or no text encoders.
     """
     listing = list_captioned_images(recipe.data)
     captions = sorted({text for image in listing.images for text in image.captions} | {""})
@@ -83,8 +93,6 @@ def make_plan(recipe: Recipe) -> Plan:
         clip=absolute(recipe.clip_uri),
         max_tokens=recipe.text.max_tokens,
     )
-    autoencoder = load_autoencoder(job.autoencoder)
-    _check_size(recipe.size, autoencoder.downsampling)
     return Plan(
         job=job,
         autoencoder=autoencoder,
@@ -121,14 +129,6 @@ def _build_tiny_encoders(recipe: Recipe, captions: list[str]) -> None:
 def _worker_uri(uri: str) -> str:
     """Workers run in folders of their own, so local paths are made absolute."""
     return uri if uri == "identity" else absolute(uri)
-
-
-def _check_size(size: int, downsampling: int) -> None:
-    if size % downsampling:
-        raise UserError(
-            f"size {size} is no multiple of the autoencoder's downsampling {downsampling}: try "
-            f"--set size={max(1, size // downsampling) * downsampling}"
-        )
 
 
 def _images(recipe: Recipe, listing: Listing, encoder_digest: str) -> dict[str, Item]:

@@ -3,8 +3,8 @@
     fixed captions and seeds -> pictures on Ray -> a verifier's verdicts -> scores with intervals
     beside them: real pictures and their reconstructions (the ceiling), and chance
 
-The captions are those of the procedural shapes, which a program can check, whatever the models
-were trained on: scores of a model of other pictures only say how it draws shapes.
+The captions are those of the procedural shapes, which a program can check; models that were
+trained on other pictures are refused, as nothing about them would be measured.
 """
 
 import tempfile
@@ -24,6 +24,7 @@ from ldm_core.files import absolute, exists, join, upload_folder
 from ldm_core.generation import grid_image
 from ldm_core.model_directory import ModelConfig, load_model
 from pipelines.evaluate_workers import SHOWN, Job, Result, score_on_ray
+from pipelines.judged_pictures import refuse_other_pictures
 from pipelines.recipes.schema import Recipe
 from pipelines.scores import Entry, Kind, Scores, chance_of, score
 from pipelines.scores_plot import plot_steps
@@ -36,7 +37,7 @@ def evaluate(recipe: Recipe, options: Options) -> Record | None:
     """Score the recipe's teacher and, if there is one, its student.
 
     Raises:
-        UserError: no teacher.
+        UserError: no teacher, or models of other pictures than the shapes.
     """
     recipe = recipe.located()
     models = {"teacher": _load(recipe, "teacher")}
@@ -46,6 +47,8 @@ def evaluate(recipe: Recipe, options: Options) -> Record | None:
         print("[evaluate] no student yet (`ldm distill` makes one): teacher alone", flush=True)
     digests = {kind: digest for kind, (_, digest) in models.items()}
     configs = {kind: config for kind, (config, _) in models.items()}
+    for kind, config in configs.items():
+        refuse_other_pictures(recipe, kind, config)
     job = _job(recipe, configs)
 
     def work(context: Context) -> dict[str, Any]:

@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
 import ray
 
 from ldm_core.errors import UserError
+from pipelines.ray_address import check_cluster
 
 # Ray Train on one machine: nobody takes it away with notice, and without a dashboard nobody reads
 # its metrics. The end of a training is seen sooner.
@@ -55,9 +56,13 @@ def start(verbose: bool = False, cpus: int | None = None) -> None:
     Args:
         verbose: whether Ray may talk.
         cpus: that a Ray started here counts; None takes the machine's.
+
+    Raises:
+        UserError: nothing answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         return
+    check_cluster()
     level = logging.INFO if verbose else logging.ERROR
     local = not os.environ.get("RAY_ADDRESS")
     if local:

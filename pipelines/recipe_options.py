@@ -119,9 +119,10 @@ def _parse(override: str, text: str, field: FieldInfo) -> Any:
         raise UserError(
             f"--set {override}: the value is neither a plain word nor YAML nor JSON"
         ) from error
-    if str in kinds and not (value is None and NoneType in kinds):
-        return text  # a name may look like a number
-    return value
+    if value is None and NoneType in kinds:
+        return None
+    # a name may look like a number, and what is no value is refused as it was typed
+    return text if value is None or str in kinds else value
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

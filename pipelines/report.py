@@ -17,6 +17,7 @@ from ldm_core.errors import UserError
 from ldm_core.files import exists, join, read_bytes, read_json, write_bytes
 from pipelines.ask_endpoint import Answer
 from pipelines.commands import command, shapes_command
+from pipelines.judged_pictures import made_of_shapes
 from pipelines.provenance import code, machine, packages
 from pipelines.recipes.schema import Recipe
 from pipelines.report_pictures import (
@@ -60,6 +61,8 @@ def write_report(recipe: Recipe) -> str:
         lstrip_blocks=True,
     )
     stages = {view.stage: view for view in stage_views(recipe)}
+    if not made_of_shapes(recipe):
+        del stages["evaluate"]  # it would be refused
     page = environment.get_template("report.html").render(
         recipe=recipe,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from ldm_core.errors import UserError
-from ldm_core.files import join, write_bytes
+from ldm_core.files import is_remote, join, write_bytes
 from ldm_core.generation import PictureGenerator, PictureRequest, annotate, grid_image
 from pipelines.model_uri import model_uri
 from pipelines.progress import Progress
@@ -33,14 +34,13 @@ def sample_images(
         device: "cpu", "cuda", …; "auto" takes a GPU if there is one.
 
     Raises:
-        UserError: no such model, or something it cannot draw.
+        UserError: no such model or device, something it cannot draw, or no place to write it.
     """
     folder = _is_folder(out)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = PictureGenerator.load(model_uri(model), device)
+    generator = PictureGenerator.load(model_uri(model), _usable(device))
     for request in requests:
         generator.check(request)
+    _check_place(out, folder)
     pictures = _draw(generator, requests)
     pairs = zip(pictures, requests, strict=True)
     files = [annotate(picture, request, generator) for picture, request in pairs]
@@ -59,8 +59,10 @@ def picture_requests(
     """`count` pictures of each prompt; those of every prompt have seed, seed + 1, ….
 
     Raises:
-        UserError: too many, or none.
+        UserError: too many, or none, or an empty prompt, which the endpoint refuses as well.
     """
+    if not all(prompt.strip() for prompt in prompts):
+        raise UserError("--prompt is empty: say in words what to draw")
     if not 1 <= count * len(prompts) <= MAX_PICTURES:
         raise UserError(
             f"{len(prompts)} prompts with {count} pictures each; ask for 1 to {MAX_PICTURES} in all"
@@ -78,6 +80,34 @@ def _is_folder(out: str) -> bool:
     if not out.lower().endswith(".png"):
         raise UserError(f"--out {out}: end it in .png for one file, or in / for one each")
     return False
+
+
+def _usable(device: str) -> str:
+    """The device, `auto` decided, if something can be computed there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch has both for what is not there
+        raise UserError(
+            f"--device {device} cannot be used on this machine; choose cpu, or auto, which takes "
+            "a GPU if there is one"
+        ) from error
+    return device
+
+
+def _check_place(out: str, folder: bool) -> None:
+    """Make the folder and try to write there, before time goes into pictures nobody would get."""
+    if is_remote(out):
+        return
+    place = Path(out) if folder else Path(out).parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(
+            f"--out {out}: cannot write in {place} ({error.strerror}); name another place"
+        ) from error
 
 
 def _draw(generator: PictureGenerator, requests: Sequence[PictureRequest]) -> np.ndarray:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from ldm_core.files import exists, join, read_json, remove, write_json
 from pipelines.credentials import masked
 from pipelines.progress import Progress
+from pipelines.ray_address import check_cluster
 from pipelines.recipes.schema import Recipe
 from pipelines.tracking import Run, track
 
@@ -112,6 +113,9 @@ def run_stage(
         inputs: product name -> digest of each input.
         work: does it, and returns a summary for the record.
         options: verbose, force, dry run.
+
+    Raises:
+        UserError: raised by `work`, or there is work and nothing answers at RAY_ADDRESS.
     """
     digest = stage_digest(sections, inputs)
     record = read_record(product)
@@ -125,6 +129,7 @@ def run_stage(
     if fresh:
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
+    check_cluster()  # now: a run that is opened for nothing stays as a failed one
     remove(join(product, "record.json"))
     start = time.monotonic()
     with track(recipe, stage, digest, product) as run:

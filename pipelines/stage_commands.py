@@ -17,6 +17,7 @@ from pipelines.cli_options import (
 )
 from pipelines.credentials import masked
 from pipelines.recipe_options import Arguments
+from pipelines.recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from pipelines.stage import StageFunction
@@ -121,6 +122,15 @@ def _stage_command(name: str, load: Callable[[], "StageFunction"], next_name: st
         run(resolved, Options(verbose, force, dry_run))
         if not dry_run:
             shown = Arguments(recipe, data, root, tuple(map(masked, arguments.overrides)))
-            print(f"next: {shown.command(next_name)}", flush=True)
+            print(f"next: {shown.command(_next(next_name, resolved))}", flush=True)
 
     return command
+
+
+def _next(name: str, recipe: Recipe) -> str:
+    """The stage to run next: only shapes can be evaluated."""
+    if name != "evaluate":
+        return name
+    from pipelines.judged_pictures import made_of_shapes
+
+    return name if made_of_shapes(recipe) else "serve"

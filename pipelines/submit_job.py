@@ -21,6 +21,7 @@ from ldm_core.files import absolute, exists, is_remote
 from pipelines.credentials import masked
 from pipelines.exit_codes import INTERRUPTED, JobFailed
 from pipelines.quiet import VARIABLES
+from pipelines.ray_address import knock
 from pipelines.recipe_options import Arguments
 from pipelines.recipes.schema import Recipe
 
@@ -118,8 +119,9 @@ def submit(submission: Submission, wait: bool = True) -> str:
     from ray.job_submission import JobSubmissionClient
 
     try:
+        knock(submission.address)
         client = JobSubmissionClient(submission.address)
-    except ConnectionError as error:
+    except OSError as error:
         raise UserError(
             f"no Ray dashboard at {submission.address}; start one with `ray start --head`, or pass "
             "--address with another's"

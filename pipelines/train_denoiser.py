@@ -232,4 +232,4 @@ def save_teacher(job: Job, version: StoreVersion, backbone: DiTConfig, ema: Ema)
             "store_content": manifest.content,
         },
     )
-    return save_model(job.product, config, ema.state_dict(), teacher_card(recipe, config))
+    return save_model(job.product, config, ema.state_dict(), teacher_card(recipe, config, version))

@@ -105,5 +105,19 @@ def small_store(
     texts = sorted({text for group in captions for text in group} | {""})
     table = pa.Table.from_pylist([row for text in texts for row in text_rows(text)], schema=TEXTS)
     store.commit("texts", [store.write_part("texts", table, "texts")], "texts")
+    return _publish(store)
+
+
+def add_sample(store: LatentStore, id: str, caption: str) -> StoreVersion:
+    """Publish a version with one more sample, of zeros."""
+    shape = store.table("samples", columns=["latent_shape"])["latent_shape"][0].as_py()
+    row = sample_row(id, torch.zeros(shape), torch.zeros(shape), (caption,))
+    for name, rows, schema in (("samples", [row], SAMPLES), ("texts", text_rows(caption), TEXTS)):
+        part = store.write_part(name, pa.Table.from_pylist(rows, schema=schema), id)
+        store.commit(name, [part], id)
+    return _publish(store)
+
+
+def _publish(store: LatentStore) -> StoreVersion:
     store.publish(describe(store, AUTOENCODER, (T5, CLIP), 128, 1, None))
     return store.open_version()

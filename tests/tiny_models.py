@@ -12,8 +12,11 @@ from pipelines.recipes.schema import Recipe
 WIDTH = 8
 
 
-def save_tiny_models(recipe: Recipe) -> dict[str, str]:
-    """Write `teacher` and `student` of the recipe, in pixel space; returns their digests."""
+def save_tiny_models(recipe: Recipe, content: str = "") -> dict[str, str]:
+    """Write `teacher` and `student` of the recipe, in pixel space; returns their digests.
+
+    `content` is that of the store version they say they were trained on.
+    """
     captions = [scene.caption for scene in evaluation_scenes("double", 16, 0)]
     build_tiny_text_encoders(captions, recipe.t5_uri, recipe.clip_uri, WIDTH)
     t5 = load_t5(recipe.t5_uri, recipe.text.max_tokens)
@@ -40,7 +43,7 @@ def save_tiny_models(recipe: Recipe) -> dict[str, str]:
         max_tokens=recipe.text.max_tokens,
         steps=recipe.evaluate.teacher_steps,
         guidance=2.0,
-        lineage={"run": "teacher-run", "store": "/store", "store_version": "1"},
+        lineage={"run": "teacher-run", "store": "/store", "store_content": content},
     )
     student = teacher.model_copy(
         update={

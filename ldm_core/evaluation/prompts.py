@@ -1,12 +1,15 @@
 """The fixed scenes a model is evaluated on: evenly spread, and from a stream of their own."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import islice, product
 from typing import Literal, TypeVar
 
 import numpy as np
 
 from ldm_core.errors import UserError
+from ldm_core.media.captions import PAIR_TEMPLATES, PLACES, RELATION_PHRASES, SINGLE_TEMPLATES
 from ldm_core.media.shapes import (
     BACKGROUNDS,
     COLORS,
@@ -40,6 +43,36 @@ def evaluation_scenes(kind: Literal["single", "double"], count: int, seed: int) 
         raise UserError(f"count is {count}; use at least 1")
     scenes = _singles(seed) if kind == "single" else _doubles(seed)
     return list(islice(scenes, count))
+
+
+def is_scene_caption(caption: str) -> bool:
+    """Whether a scene's caption may read like this, word for word."""
+    return _scene_captions().fullmatch(caption) is not None
+
+
+@cache
+def _scene_captions() -> re.Pattern[str]:
+    """All captions of the templates; neither they nor their words hold anything to escape."""
+    color, shape, size = map(_any_of, (COLORS, SHAPES, SIZES))
+    noun = f"an? {size} {color} {shape}"
+    words = {
+        "color": color,
+        "a_color": f"an? {color}",
+        "shape": shape,
+        "size": size,
+        "place": _any_of(PLACES.values()),
+        "background": _any_of(BACKGROUNDS),
+        "first": noun,
+        "second": noun,
+        "relation": _any_of(RELATIONS),
+        "phrase": _any_of(RELATION_PHRASES.values()),
+    }
+    templates = (*SINGLE_TEMPLATES, *PAIR_TEMPLATES)
+    return re.compile(_any_of(template.format(**words) for template in templates))
+
+
+def _any_of(patterns: Iterable[str]) -> str:
+    return f"(?:{'|'.join(patterns)})"
 
 
 def _singles(seed: int) -> Iterator[Scene]:

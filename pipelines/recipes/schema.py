@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ldm_core.errors import UserError
 from ldm_core.files import absolute
 
 
@@ -46,6 +47,15 @@ def check_shares(batch_size: int, workers: Workers) -> None:
         )
 
 
+def check_size(size: int, downsampling: int) -> None:
+    """Every latent stands for a whole square of pixels."""
+    if size % downsampling:
+        raise UserError(
+            f"size {size} is no multiple of the autoencoder's downsampling {downsampling}: try "
+            f"--set size={max(1, size // downsampling) * downsampling}"
+        )
+
+
 class AutoencoderSection(Section):
     """Stage 1: pixels <-> latents.
 
@@ -61,7 +71,7 @@ class AutoencoderSection(Section):
     source: str = "train"
     downsampling: int = Field(4, ge=1)
     channels: int = Field(4, ge=1)
-    block_channels: tuple[int, ...] = (32, 64, 64)
+    block_channels: tuple[Annotated[int, Field(ge=1)], ...] = (32, 64, 64)
     layers_per_block: int = Field(1, ge=1)
     steps: int = Field(600, ge=1)
     batch_size: int = Field(32, ge=1)
@@ -250,6 +260,12 @@ class Recipe(Section):
     distill: DistillSection = DistillSection()
     evaluate: EvaluateSection = EvaluateSection()
     serve: ServeSection = ServeSection()
+
+    @model_validator(mode="after")
+    def _whole_latents(self) -> "Recipe":
+        if self.autoencoder.source == "train":  # another's downsampling is known once it is loaded
+            check_size(self.size, self.autoencoder.downsampling)
+        return self
 
     def product(self, name: str) -> str:
         """URI of a stage's product, e.g. `product("latents")`."""

@@ -60,7 +60,7 @@ def serve_in_background(
         UserError: there is no such model, or the port is taken.
     """
     args = ServeArgs(model=model_uri, name=name, **section.model_dump())
-    _check_model(model_uri)
+    check_model(model_uri)
     with ray_session(verbose):
         _check_port(section)
         serve.start(http_options=HTTPOptions(host=section.host, port=section.port))
@@ -82,15 +82,20 @@ def _deploy(app: serve.Application) -> None:
 
 
 def curl_line(url: str, prompt: str = EXAMPLE_PROMPT, file: str = "picture.png") -> str:
-    """A shell line that writes one picture to a file with nothing but curl and Python."""
+    """A shell line that writes one picture to a file with nothing but curl and Python.
+
+    Instead of the picture an error's text is shown, and the line fails.
+    """
     body = shlex.quote(json.dumps({"prompt": prompt, "seed": 7}))
     decode = (
-        "import base64,json,sys; "
-        'sys.stdout.buffer.write(base64.b64decode(json.load(sys.stdin)["data"][0]["b64_json"]))'
+        "import base64,json,sys; answer = sys.stdin.read(); "
+        '"b64_json" in answer or sys.exit(answer or 1); '
+        'open(sys.argv[1], "wb").write(base64.b64decode(json.loads(answer)["data"][0]["b64_json"]))'
     )
     return (
-        f"curl -sf {url}{GENERATIONS} -H 'Content-Type: application/json' -d {body}"
-        f" | python3 -c {shlex.quote(decode)} > {file}"
+        f"curl -sS --fail-with-body {url}{GENERATIONS}"
+        f" -H 'Content-Type: application/json' -d {body}"
+        f" | python3 -c {shlex.quote(decode)} {shlex.quote(file)}"
     )
 
 
@@ -99,8 +104,12 @@ def _url(section: ServeSection) -> str:
     return f"http://{host}:{section.port}"
 
 
-def _check_model(uri: str) -> None:
-    """Fail here in one line, not in a replica's log after Serve has tried three times."""
+def check_model(uri: str) -> None:
+    """Fail here in one line, not in a replica's log after Serve has tried three times.
+
+    Raises:
+        UserError: there is no such model.
+    """
     found = absolute(resolve_model(uri))
     if not exists(join(found, "config.json")):
         raise UserError(

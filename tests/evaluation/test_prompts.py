@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from ldm_core.errors import UserError
-from ldm_core.evaluation.prompts import evaluation_scenes
+from ldm_core.evaluation.prompts import evaluation_scenes, is_scene_caption
 from ldm_core.media.shapes import draw_scene
 
 
@@ -44,3 +44,24 @@ def test_senseless_requests_are_refused():
         evaluation_scenes("triple", 5, 0)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="count is 0"):
         evaluation_scenes("single", 0, 0)
+
+
+def test_every_caption_of_a_scene_is_known_as_one():
+    training = [draw_scene(7, index) for index in range(1500)]
+    evaluation = [s for kind in ("single", "double") for s in evaluation_scenes(kind, 300, 7)]
+    assert all(is_scene_caption(scene.caption) for scene in training + evaluation)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "a dog on grass",
+        "a red circle",
+        "a large red circle in the center, white background, photograph",
+        "a large brown circle in the center, white background",
+        "A large red circle in the center, white background",
+    ],
+)
+def test_other_captions_are_not(caption):
+    assert not is_scene_caption(caption)

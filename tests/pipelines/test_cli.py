@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from small_store import small_store
@@ -17,7 +18,8 @@ from typer.testing import CliRunner, Result
 
 from ldm_core.errors import UserError
 from ldm_core.files import join, write_json
-from pipelines import cli_options, train_denoiser
+from ldm_core.generation import PictureGenerator
+from pipelines import cli_options, distill_student, train_denoiser
 from pipelines.cli import app
 from pipelines.exit_codes import JobFailed, exit_code
 from pipelines.quiet import VARIABLES
@@ -84,8 +86,12 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("train --set train.steps", ("--set train.steps=VALUE",)),
         ("train --set train.steps=0", ("train.steps is 0", "greater than or equal to 1")),
         ("train --set train.steps=many", ("train.steps is 'many'", "integer")),
+        ("train --set train.steps=", ("train.steps is ''", "integer")),
+        ("train --set evaluate.student_steps=null", ("student_steps is 'null'", "tuple")),
         ("train --set train.steps=[1", ("train.steps=[1", "YAML")),
         ("train --set autoencoder.block_channels=[8]", ("autoencoder: downsampling 4", "(8,)")),
+        ("autoencoder --dry-run --set size=65", ("size 65", "downsampling 4", "--set size=64")),
+        ("show image-s --set autoencoder.block_channels=[0,8,8]", ("block_channels.0 is 0",)),
         ("train --set train.workers.count=5", ("train: batch_size 32", "count 5", "batch_size 35")),
         ("distill --set distill.batch_size=9", ("distill: batch_size 9", "count 2")),
         ("autoencoder --set autoencoder.workers.count=3", ("autoencoder: batch_size 8",)),
@@ -105,8 +111,12 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("sample --prompt x --model nowhere", ("no model at nowhere",)),
         ("sample --prompt x --model nowhere --out grid.gif", ("grid.gif", ".png")),
         ("sample --prompt x --model nowhere --count 0", ("0 pictures",)),
+        ("sample --prompt= --model nowhere", ("--prompt is empty",)),
+        ("sample --prompt x --model nowhere --device foo", ("--device foo", "cpu")),
+        ("sample --prompt x --model nowhere --device meta", ("--device meta", "cpu")),
         ("sample --prompt x", ("--model",)),
         ("serve --root nowhere", ("nowhere/student",)),
+        ("serve --root nowhere --dry-run", ("nowhere/student",)),
         ("submit demo", ("demo", "encode")),
         ("submit train --set train.steps=0", ("train.steps is 0",)),
         ("submit train --working-dir nowhere", ("nowhere",)),
@@ -181,7 +191,9 @@ def test_exit_codes(capsys, error, code, line):
 
 def test_a_mistake_found_by_a_ray_task_is_the_users(capsys):
     error = RuntimeError("a remote traceback")
-    error.cause = UserError("size is 3\nFailed to apply UDF transform after 1/1 attempts\nTo change")
+    error.cause = UserError(
+        "size is 3\nFailed to apply UDF transform after 1/1 attempts\nTo change"
+    )
 
     def run() -> None:
         raise error
@@ -269,6 +281,10 @@ def test_dry_runs_write_nothing(ldm, tmp_path):
     second = ldm("encode", *words)
     assert "run/autoencoder  (missing)" in second.stdout
     assert "5, and 0 unusable" in second.stdout
+    assert_mistake(second, "run/autoencoder", "ldm autoencoder")
+    assert_mistake(ldm("encode", *words[:-1]), "run/autoencoder")  # leaves no text encoders behind
+    pixels = ldm("encode", *words, "--set", "autoencoder.source=identity")
+    assert pixels.stdout.endswith("encode: would run, and build the tiny text encoders\n")
     source = ldm("autoencoder", *words, "--set", "autoencoder.source=identity")
     assert source.stdout.endswith("autoencoder: has nothing to do\n")
     for stage in ("train", "distill", "evaluate"):
@@ -312,6 +328,17 @@ def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp
     assert files_under(tmp_path) == before
     version.store.publish(version.manifest)  # the same content under another number
     assert "up to date" in ldm("train", *words, "--dry-run").stdout
+
+
+@pytest.mark.parametrize(
+    ("caption", "stage"),
+    [("a dog", "serve"), ("small red cross in the center, gray background", "evaluate")],
+)
+def test_what_can_be_evaluated_is_suggested(ldm, tmp_path, monkeypatch, caption, stage):
+    small_store(tmp_path / "run" / "latents", captions=((caption,),))
+    monkeypatch.setattr(distill_student, "distill_student", lambda *_: None)
+    result = ldm("distill", "image-tiny", "--root", "run")
+    assert result.stdout == f"next: ldm {stage} image-tiny --root run\n"
 
 
 def text_of(file: Path) -> object:
@@ -362,7 +389,24 @@ def test_sample_refuses_what_the_model_cannot_draw(ldm, student):
         assert named in result.stderr.splitlines()[-1]
 
 
+def test_sample_does_not_draw_what_it_cannot_write(ldm, tmp_path, student, monkeypatch):
+    monkeypatch.setattr(PictureGenerator, "generate", lambda *_: pytest.fail("it was drawn"))
+    (tmp_path / "file").touch()
+    for out in ("file/grid.png", "file/each/"):  # an unwritable place even for root
+        result = ldm("sample", "--model", student, "--prompt", "a red cat", "--out", out)
+        assert result.exit_code == 2, result.output
+        assert f"--out {out}: cannot write in file" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here cuda can be used")
+def test_sample_refuses_a_gpu_that_is_not_there(ldm):
+    result = ldm("sample", "--model", "nowhere", "--prompt", "x", "--device", "cuda")
+    assert_mistake(result, "--device cuda", "auto")
+
+
 def test_serve_dry_run_prints_what_serve_deploy_takes(ldm, tmp_path):
+    write_json(str(tmp_path / "run" / "student" / "config.json"), {})
+    before = files_under(tmp_path)
     result = ldm("serve", "--root", "run", "--port", 8123, "--set", "serve.max_replicas=3",
                  "--dry-run")  # fmt: skip
     config = yaml.safe_load(result.stdout)
@@ -370,7 +414,7 @@ def test_serve_dry_run_prints_what_serve_deploy_takes(ldm, tmp_path):
     (application,) = config["applications"]
     assert application["args"]["model"] == str(tmp_path / "run" / "student")
     assert application["args"]["max_replicas"] == 3
-    assert files_under(tmp_path) == {}
+    assert files_under(tmp_path) == before
 
 
 def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypatch):

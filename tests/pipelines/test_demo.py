@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from small_store import small_store
 
 from ldm_core.files import read_json
 from pipelines import demo, ray_runtime
@@ -47,6 +48,22 @@ def test_pictures_of_the_users_own_stay_as_they_are(tmp_path, table, capsys):
     demo._make_pictures(recipe, 5)
     assert [path.name for path in file.parent.iterdir()] == [table]
     assert "of your own" in capsys.readouterr().out
+
+
+def test_models_of_the_users_own_pictures_are_not_evaluated(tmp_path, monkeypatch, capsys):
+    recipe = a_recipe(tmp_path)
+    small_store(recipe.product("latents"), captions=(("a dog",),))
+    Path(recipe.data).mkdir()
+    Path(recipe.data, "metadata.jsonl").touch()
+    stages = [(stage, title, lambda *_: None) for stage, title, _ in demo.STAGES[:-1]]
+    judge = ("evaluate", "", lambda *_: pytest.fail("it was evaluated"))
+    monkeypatch.setattr(demo, "STAGES", (*stages, judge))
+    monkeypatch.setattr(demo, "_ask_student", lambda *_: None)
+    run_demo(recipe, Options(), COUNT)
+    assert "[evaluate] left out" in capsys.readouterr().out
+    page = Path(recipe.product("report.html")).read_text()
+    assert "No judge knows these pictures" in page
+    assert "ldm evaluate" not in page
 
 
 def test_pictures_may_be_made_in_a_bucket(s3, tmp_path, capsys):

@@ -24,7 +24,7 @@ from ldm_core.latents.schema import caption_digest, decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
 from pipelines import encode_plan, encode_workers, ray_runtime
 from pipelines.encode_latents import _check_images, encode
-from pipelines.encode_plan import Job, make_plan
+from pipelines.encode_plan import Job, make_plan, open_autoencoder
 from pipelines.encode_workers import EncodeImages, decode_shard, parts_of
 from pipelines.recipes.schema import AutoencoderSection, EncodeSection, Recipe, TextSection, Workers
 from pipelines.stage import Options, Record
@@ -409,7 +409,7 @@ class TestAtTheDoor:
 
     def test_two_jobs_at_once_are_noticed(self, recipe, tmp_path):
         mine = recipe.model_copy(update={"root": str(tmp_path)})
-        plan = make_plan(mine)
+        plan = make_plan(mine, open_autoencoder(mine))
         store = LatentStore(plan.job.store)
         store.create()
         with pytest.raises(UserError, match=r"27 rows missing, 0 too many\. One job at a time"):

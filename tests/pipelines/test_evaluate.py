@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_store import add_sample, small_store
 from tiny_models import WIDTH, save_tiny_models
 
 from ldm_core.errors import UserError
+from ldm_core.evaluation.prompts import evaluation_scenes
 from ldm_core.evaluation.verifier import Verdict
 from ldm_core.files import read_json
 from ldm_core.text.tiny import build_tiny_text_encoders
 from pipelines import ray_runtime
 from pipelines.evaluate_model import COLUMNS, collect, evaluate
-from pipelines.evaluate_workers import Job, Result, ScorePictures, _result
+from pipelines.evaluate_workers import Job, Result, ScorePictures
+from pipelines.judged_pictures import made_of_shapes
 from pipelines.recipes.schema import (
     AutoencoderSection,
     EvaluateSection,
@@ -155,22 +158,46 @@ def test_an_encoder_that_is_another_by_now_is_the_users_to_mend(recipe, tmp_path
     build_tiny_text_encoders(["another vocabulary"], moved.t5_uri, moved.clip_uri, WIDTH, seed=1)
     entry = Entry(name="t", source="teacher", steps=1, model=moved.product("teacher"))
     job = a_job(entries=(entry,))
-    row = ScorePictures(job, threads=1, device="cpu")(job.rows()[0])
     with pytest.raises(UserError, match="put the old one back"):
-        _result(row, SIZE)
+        ScorePictures(job, threads=1, device="cpu")(job.rows()[0])
 
 
 def test_what_a_model_cannot_draw_is_the_users_to_mend(recipe):
     model = recipe.product("teacher")
     job = a_job(entries=(Entry(name="t", source="teacher", steps=1001, model=model),))
-    row = ScorePictures(job, threads=1, device="cpu")(job.rows()[0])
     with pytest.raises(UserError, match="steps is 1001"):
-        _result(row, SIZE)
+        ScorePictures(job, threads=1, device="cpu")(job.rows()[0])
 
 
 def test_without_a_teacher_it_says_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match="ldm train"):
         evaluate(tiny_recipe(tmp_path), Options())
+
+
+SCENES = tuple((scene.caption,) for scene in evaluation_scenes("double", 4, 0))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_model_of_other_pictures_is_refused_before_anything_is_drawn(recipe, tmp_path, dry_run):
+    mine = recipe.model_copy(update={"root": str(tmp_path)})
+    version = small_store(tmp_path / "latents", captions=(*SCENES, ("a dog", "a pet")), parts=1)
+    save_tiny_models(mine, version.manifest.content)
+    before = sorted(tmp_path.rglob("*"))
+    named = r"such as 004\.png \('a dog'\), 004\.png \('a pet'\), 009\.png .*ldm sample"
+    with pytest.raises(UserError, match=named):
+        evaluate(mine, Options(dry_run=dry_run))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_counts_is_the_version_the_model_was_trained_on(recipe, tmp_path, capsys):
+    mine = recipe.model_copy(update={"root": str(tmp_path)})
+    shapes = small_store(tmp_path / "latents", captions=SCENES)
+    assert made_of_shapes(mine)
+    save_tiny_models(mine, shapes.manifest.content)
+    add_sample(shapes.store, "dog.png", "a dog")
+    assert not made_of_shapes(mine)
+    evaluate(mine, Options(dry_run=True))
+    assert capsys.readouterr().out == "evaluate: would run\n"
 
 
 # The whole stage
