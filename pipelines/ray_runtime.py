@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 # Read by Ray when it is imported.
@@ -64,14 +66,37 @@ def start(verbose: bool = False) -> None:
     if local:
         for name, value in TRAIN_ALONE.items():
             os.environ.setdefault(name, value)
-    ray.init(
-        "local" if local else None,  # None would join a Ray that happens to run here
-        include_dashboard=False if local else None,
-        log_to_driver=verbose,
-        logging_level=level,
-        runtime_env={"env_vars": worker_environment()},
-    )
+    with _interrupted_afterwards():
+        ray.init(
+            "local" if local else None,  # None would join a Ray that happens to run here
+            include_dashboard=False if local else None,
+            log_to_driver=verbose,
+            logging_level=level,
+            runtime_env={"env_vars": worker_environment()},
+        )
     quiet(verbose)
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """A Ctrl-C takes effect at the end: Ray left half started crashes with a signal of its own.
+
+    A second one does not wait.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    asked = threading.Event()
+
+    def wait(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 def check_room(section: str, cpus: float, gpus: float, remedy: str) -> None:
