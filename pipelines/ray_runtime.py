@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 # Read by Ray when it is imported.
@@ -68,17 +70,40 @@ def start(verbose: bool = False, cpus: int | None = None) -> None:
     if local:
         for name, value in TRAIN_ALONE.items():
             os.environ.setdefault(name, value)
-    ray.init(
-        "local" if local else None,  # None would join a Ray that happens to run here
-        num_cpus=cpus,
-        include_dashboard=False if local else None,
-        log_to_driver=verbose,
-        logging_level=level,
-        runtime_env={"env_vars": worker_environment()},
-    )
+    with _interrupted_afterwards():
+        ray.init(
+            "local" if local else None,  # None would join a Ray that happens to run here
+            num_cpus=cpus,
+            include_dashboard=False if local else None,
+            log_to_driver=verbose,
+            logging_level=level,
+            runtime_env={"env_vars": worker_environment()},
+        )
     # A UserError in a worker is the user's to read; Ray Data would hide it in an error of its own.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     quiet(verbose)
+
+
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """A Ctrl-C takes effect at the end: Ray left half started crashes with a signal of its own.
+
+    A second one does not wait.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    asked = threading.Event()
+
+    def wait(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 def check_room(section: str, cpus: float, gpus: float, remedy: str) -> None:

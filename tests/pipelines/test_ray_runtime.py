@@ -1,6 +1,7 @@
 """What Ray is asked for; no Ray is started."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,3 +106,21 @@ def test_without_its_cluster_a_stage_opens_no_run(monkeypatch, dead, tmp_path: P
     with pytest.raises(UserError, match=dead):
         run_stage(recipe, "train", recipe.product("teacher"), {}, {}, pytest.fail, Options())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_waits_until_ray_is_whole_and_a_second_one_does_not(monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    interrupts, whole = 1, []
+
+    def init(*_: object, **__: object) -> None:
+        for _ in range(interrupts):
+            signal.raise_signal(signal.SIGINT)
+        whole.append(True)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    for interrupts, whole in ((1, []), (2, [])):
+        with pytest.raises(KeyboardInterrupt):
+            ray_runtime.start()
+        assert len(whole) == 2 - interrupts
+        assert signal.getsignal(signal.SIGINT) is handler
