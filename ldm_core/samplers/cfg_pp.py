@@ -37,7 +37,7 @@ def sample_cfg_pp(
         pair: gives D_c and D_u in one call, as `NullPair` does from one batch.
         scale: w, one number or (B,); the paper's lambda, in [0, 1].
     """
-    process, x = pair.process, x_T
+    process, x = pair.good.process, x_T
     check_grid(grid, process)
     if isinstance(scale, Tensor):
         scale = over_dimensions(scale.to(x_T), x_T)
