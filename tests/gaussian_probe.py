@@ -6,10 +6,11 @@ coefficient, and the moments of its result follow.
 """
 
 import torch
+from analytic import MEAN, STD
+from exact_gaussian import Gaussian
 
 from ldm_core.diffusion.denoiser import Denoiser
-from ldm_core.diffusion.prediction import Prediction
-from ldm_core.diffusion.process import FlowProcess, over_dimensions
+from ldm_core.diffusion.process import FlowProcess
 from ldm_core.diffusion.variance_exploding import VarianceExploding
 from ldm_core.diffusion.variance_preserving import (
     VPSDE,
@@ -20,7 +21,6 @@ from ldm_core.diffusion.variance_preserving import (
     zero_terminal_snr,
 )
 
-MEAN, STD = 0.7, 0.4
 PROCESSES = {
     "flow": FlowProcess(),
     "trig": TrigFlow(),
@@ -32,14 +32,8 @@ PROCESSES = {
 
 
 def gaussian(process, mean=MEAN, std=STD) -> Denoiser:
-    """E[x0 | x_t] of N(mean, std^2): m + alpha S^2 / V_t (x_t - alpha m)."""
-
-    def x0(x_t, t, cond):
-        t = over_dimensions(t, x_t)
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x_t - alpha * mean)
-
-    return Denoiser(x0, process, Prediction.X0)
+    """The denoiser of N(mean, std^2)."""
+    return Gaussian(process, mean, std).denoiser()
 
 
 def marginal(process, t, mean=MEAN, std=STD):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from ldm_core.backbones.embeddings import patchify, place_waves, timestep_waves, unpatchify
-from ldm_core.backbones.layers import MLP, VectorEmbedding, modulate
+from ldm_core.backbones.layers import MLP, VectorEmbedding, initialise_linears, modulate
 from ldm_core.errors import UserError
 
 
@@ -90,15 +90,10 @@ class ClassDiT(nn.Module):
 
     def initialise(self) -> None:
         """DiT's: Xavier-uniform, N(0, 0.02^2) for embeddings, zero for modulation and output."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialise_linears(self, closed=[self.modulation, self.final])
         for embedding in (self.time_embedding.hidden, self.time_embedding.out):
             nn.init.normal_(embedding.weight, std=0.02)
         nn.init.normal_(self.label_embedding.weight, std=0.02)
-        for closed in (self.modulation, self.final):
-            nn.init.zeros_(closed.weight)
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Predict at time `t`.

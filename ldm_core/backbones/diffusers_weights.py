@@ -5,7 +5,6 @@ blocks. Three orders differ: a patch's rows (p, q, c there, c, p, q here), scale
 end, and the pairs that turn, neighbours there and K / 2 apart here.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -86,14 +85,10 @@ def mmdit_from_sd3(model: Any) -> MMDiT:
         )
     )
     unturned = torch.arange(model.inner_dim)
-    modulations = [
-        norm.linear
-        for block in model.transformer_blocks
-        for norm in (block.norm1, block.norm1_context)
-    ]
+    *modulations, last = _joint_modulations(model)
     weights = _conditions(model) | _final(model.proj_out, config.patch_size, config.in_channels)
     weights |= _named("patch_embedding", model.pos_embed.proj)
-    weights |= _modulation(modulations, swapped=[modulations[-1], model.norm_out.linear])
+    weights |= _modulation(modulations, swapped=[last, model.norm_out.linear])
     for i, block in enumerate(model.transformer_blocks):
         weights |= _joint_block(f"blocks.{i}", block, unturned)
     return _loaded(network, weights)
@@ -128,11 +123,8 @@ def mmdit_from_flux(model: Any) -> MMDiT:
         )
     )
     turned = half_apart(config.num_attention_heads, config.attention_head_dim)
-    modulations = [
-        norm.linear
-        for block in model.transformer_blocks
-        for norm in (block.norm1, block.norm1_context)
-    ] + [block.norm.linear for block in model.single_transformer_blocks]
+    modulations = _joint_modulations(model)
+    modulations += [block.norm.linear for block in model.single_transformer_blocks]
     weights = _conditions(model) | _named("patch_embedding", model.x_embedder)
     weights |= _modulation(modulations, swapped=[model.norm_out.linear])
     weights |= _named("final", model.proj_out)  # packed latents have the channels slowest already
@@ -149,10 +141,8 @@ def half_apart(heads: int, head_width: int) -> Tensor:
 
 
 def _joint_block(at: str, block: Any, order: Tensor) -> Weights:
-    attention, text = (
-        block.attn,
-        (block.attn.add_q_proj, block.attn.add_k_proj, block.attn.add_v_proj),
-    )
+    attention = block.attn
+    text = attention.add_q_proj, attention.add_k_proj, attention.add_v_proj
     weights = (
         _qkv(f"{at}.image.qkv", attention.to_q, attention.to_k, attention.to_v, order)
         | _named(f"{at}.image.out", attention.to_out[0])
@@ -236,9 +226,8 @@ def _joint_modulations(model: Any) -> list[Any]:
     ]
 
 
-def _modulation(linears: Iterable[Any], swapped: list[Any]) -> Weights:
+def _modulation(straight: list[Any], swapped: list[Any]) -> Weights:
     """All modulations as one layer; those `swapped`, at the end, have scale before shift."""
-    straight = [linear for linear in linears if linear not in swapped]
     weights = _named("modulation", *straight)
     for linear in swapped:
         for name, value in _named("modulation", linear).items():

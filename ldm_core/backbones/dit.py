@@ -18,6 +18,7 @@ from einops import rearrange
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from ldm_core.backbones.embeddings import patch_grid
 from ldm_core.backbones.layers import (
     Attention,
     GridConvolution,
@@ -25,6 +26,7 @@ from ldm_core.backbones.layers import (
     SwiGLU,
     TimeEmbedding,
     axial_rotary,
+    initialise_linears,
     visible_keys,
 )
 from ldm_core.conditioning.text import TextCondition
@@ -147,11 +149,6 @@ class DiT(nn.Module):
 
     def initialise(self) -> None:
         """Xavier-uniform matrices and zero biases; zero for what opens each residual branch."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
         closed = [self.final_modulation, self.final]
         for block in self.modules():
             if isinstance(block, Block):
@@ -160,8 +157,7 @@ class DiT(nn.Module):
                 closed += [block.attention.out, block.mlp.out]
         if self.interval_embedding is not None:
             closed.append(self.interval_embedding.out)
-        for linear in closed:
-            nn.init.zeros_(linear.weight)
+        initialise_linears(self, closed)
 
     def forward(
         self, x_t: Tensor, t: Tensor, cond: TextCondition, r: Tensor | None = None
@@ -181,8 +177,7 @@ class DiT(nn.Module):
             UserError: H or W is not a multiple of the patch size.
         """
         p = self.config.patch_size
-        image_tokens(self.config, x_t.shape[-2:])
-        h, w = x_t.shape[-2] // p, x_t.shape[-1] // p
+        h, w = patch_grid(x_t.shape[-2:], p)
         text = self._refine(cond)  # (B, L, D)
         patches = rearrange(x_t, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
         waves = torch.cat(axial_rotary(h, w, self.config.width, x_t.device), dim=-1)  # (N, D)
@@ -215,19 +210,13 @@ class DiT(nn.Module):
         return condition + self.interval_embedding(interval, cond.pooled.dtype)
 
 
-def image_tokens(config: DiTConfig, latent_size: tuple[int, int] | torch.Size) -> int:
+def image_tokens(config: DiTConfig, latent_size: tuple[int, int]) -> int:
     """N, how many tokens a latent of (H, W) becomes.
 
     Raises:
         UserError: H or W is not a multiple of the patch size.
     """
-    height, width = latent_size
-    if height % config.patch_size or width % config.patch_size:
-        raise UserError(
-            f"a latent of {height} x {width} does not divide into patches of "
-            f"{config.patch_size} x {config.patch_size}: crop it or choose another patch_size"
-        )
-    return (height // config.patch_size) * (width // config.patch_size)
+    return math.prod(patch_grid(latent_size, config.patch_size))
 
 
 def forward_flops(

@@ -5,6 +5,7 @@ D width, K head width.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -30,6 +31,15 @@ def timestep_waves(timestep: Tensor, pairs: int = 128, closed: bool = False) -> 
     i = torch.arange(pairs, dtype=timestep.dtype, device=timestep.device)
     frequencies = torch.exp(-math.log(10_000) * i / (pairs - closed))
     angles = timestep[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def geometric_waves(x: Tensor, lowest: float, highest: float, pairs: int) -> Tensor:
+    """Cosines, then sines, of x times a geometric row of frequencies: (B,) -> (B, 2 * pairs)."""
+    frequencies = torch.logspace(
+        math.log2(lowest), math.log2(highest), pairs, 2.0, dtype=x.dtype, device=x.device
+    )
+    angles = x[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -80,20 +90,29 @@ def grid_rotary(
     return table.cos(), table.sin()
 
 
+def patch_grid(latent_size: Sequence[int], patch_size: int) -> tuple[int, int]:
+    """(H, W) -> (h, w), rows and columns of tokens.
+
+    Raises:
+        UserError: H or W is not a multiple of the patch size.
+    """
+    height, width = latent_size
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"a latent of {height} x {width} does not divide into patches of "
+            f"{patch_size} x {patch_size}: crop it or choose another patch_size"
+        )
+    return height // patch_size, width // patch_size
+
+
 def patchify(x: Tensor, patch_size: int) -> tuple[Tensor, Grid]:
     """(B, C, T, H, W), or (B, C, H, W) for T = 1 -> (B, N, C p^2), channels slowest, and (T, h, w).
 
     Raises:
         UserError: H or W is not a multiple of the patch size.
     """
-    height, width = x.shape[-2:]
-    if height % patch_size or width % patch_size:
-        raise UserError(
-            f"a latent of {height} x {width} does not divide into patches of "
-            f"{patch_size} x {patch_size}: crop it or choose another patch_size"
-        )
     frames = x if x.ndim == 5 else x.unsqueeze(2)
-    grid = (frames.shape[2], height // patch_size, width // patch_size)
+    grid = (frames.shape[2], *patch_grid(x.shape[-2:], patch_size))
     pattern = "b c t (h p) (w q) -> b (t h w) (c p q)"
     return rearrange(frames, pattern, p=patch_size, q=patch_size), grid
 

@@ -3,14 +3,14 @@
 Shapes: B batch, N tokens, D width, H heads, K = D / H head width, F hidden width of the MLP.
 """
 
-import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm_core.backbones.embeddings import RotaryTable, grid_rotary
+from ldm_core.backbones.embeddings import RotaryTable, geometric_waves, grid_rotary
 
 
 def axial_rotary(height: int, width: int, head_width: int, device: torch.device) -> RotaryTable:
@@ -131,13 +131,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """(B,) -> (B, D)."""
-        frequencies = torch.logspace(
-            math.log2(self.lowest), math.log2(self.highest), self.pairs, 2.0,
-            dtype=t.dtype, device=t.device,
-        )  # fmt: skip
-        angles = t[:, None] * frequencies
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)  # (B, 2 * pairs)
-        return self.out(F.silu(self.hidden(waves)))
+        waves = geometric_waves(t, self.lowest, self.highest, self.pairs)
+        return self.out(F.silu(self.hidden(waves.to(dtype))))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
@@ -178,3 +173,14 @@ class VectorEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels) -> (B, D)."""
         return self.out(F.silu(self.hidden(x)))
+
+
+def initialise_linears(network: nn.Module, closed: Iterable[nn.Linear]) -> None:
+    """Xavier-uniform matrices and zero biases; zero for the `closed`, which open a branch later."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for linear in closed:
+        nn.init.zeros_(linear.weight)

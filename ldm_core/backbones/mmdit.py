@@ -24,7 +24,7 @@ from ldm_core.backbones.embeddings import (
     unpatchify,
 )
 from ldm_core.backbones.joint_attention import JointBlock, LastJointBlock, SingleBlock, Turn
-from ldm_core.backbones.layers import VectorEmbedding, modulate, visible_keys
+from ldm_core.backbones.layers import VectorEmbedding, initialise_linears, modulate, visible_keys
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.errors import UserError
 
@@ -104,13 +104,7 @@ class MMDiT(nn.Module):
 
     def initialise(self) -> None:
         """Xavier-uniform matrices and zero biases; zero for modulation and output."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for closed in (self.modulation, self.final):
-            nn.init.zeros_(closed.weight)
+        initialise_linears(self, closed=[self.modulation, self.final])
 
     def forward(self, x_t: Tensor, t: Tensor, cond: TextCondition) -> Tensor:
         """Predict at time `t`.

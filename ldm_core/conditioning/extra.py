@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm_core.diffusion.process import over_dimensions
+
 
 @dataclass(frozen=True)
 class Extra:
@@ -58,8 +60,7 @@ class Extra:
 
     def weigh(self, effect: Tensor) -> Tensor:
         """Strength times effect, (B, ...) -> (B, ...)."""
-        strength = self.strength.to(effect).reshape(-1, *[1] * (effect.ndim - 1))
-        return strength * effect
+        return over_dimensions(self.strength.to(effect), effect) * effect
 
     def absent(self, batch: int) -> Extra:
         """`batch` samples without this condition."""

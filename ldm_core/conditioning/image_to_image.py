@@ -1,16 +1,11 @@
 """Image to image: start from a noised picture (SDEdit, Meng et al. 2022, Alg. 1)."""
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 from torch import Tensor
 
 from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.grids import check_grid
 from ldm_core.diffusion.process import add_noise
-
-Sampler: TypeAlias = Callable[[DenoiserLike, Tensor, Tensor, Condition], Tensor]
-"""(denoiser, x_T (B, ...), grid, cond) -> x0, as `sample_euler`."""
+from ldm_core.samplers import Sampler
 
 
 def sample_image_to_image(
@@ -25,7 +20,7 @@ def sample_image_to_image(
     """Noise `x0` to the time where `strength` of the steps are left, then take those.
 
     Args:
-        sampler: any; options of its own by `functools.partial`.
+        sampler: any.
         denoiser: as for the sampler.
         eps: (B, ...) standard normal noise.
         grid: (steps + 1,) decreasing times, before the cut.

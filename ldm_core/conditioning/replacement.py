@@ -19,11 +19,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ldm_core.conditioning.image_to_image import Sampler
 from ldm_core.conditioning.inpainting import check_mask
 from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.grids import check_grid
 from ldm_core.diffusion.process import Process, add_noise
+from ldm_core.samplers import Sampler
 
 
 def sample_replacement(

@@ -7,7 +7,6 @@ wanted: errors of single steps, which dynamic programming adds up (Watson et al.
 2024), neither know how they grow on the way nor that they cancel, nor what a solver remembers.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor
 
 from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.grids import check_grid
+from ldm_core.samplers import Sampler
 from ldm_core.samplers.dpm_solver_singlestep import sample_dpmpp_2s
-
-Sampler = Callable[[DenoiserLike, Tensor, Tensor, Condition], Tensor]
-"""Any sampler that needs nothing but (denoiser, x_T, grid, cond)."""
 
 
 @torch.no_grad()

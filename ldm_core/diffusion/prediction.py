@@ -47,6 +47,11 @@ class Prediction(StrEnum):
             case Prediction.SCORE:
                 return zero, -1 / process.sigma(t)
 
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor, process: Process) -> Tensor:
+        """What it is of data and noise (B, ...) that are known, at `t` (B,) or 0-dim: (B, ...)."""
+        of_data, of_noise = (over_dimensions(level, x0) for level in self.row(t, process))
+        return of_data * x0 + of_noise * eps
+
 
 def convert(
     value: Tensor,

@@ -25,27 +25,14 @@ class WeakPair:
             ValueError: their processes have different noise at the same time.
         """
         _check_same_levels(denoiser.process, weak.process)
-        self.denoiser, self.weak = denoiser, weak
-
-    @property
-    def process(self) -> Process:
-        """That of both."""
-        return self.denoiser.process
-
-    def denoise(self, x_t: Tensor, t: Tensor | float, cond: Condition) -> Tensor:
-        """The stronger one's x0."""
-        return self.denoiser.denoise(x_t, t, cond)
-
-    def velocity(self, x_t: Tensor, t: Tensor | float, cond: Condition) -> Tensor:
-        """The stronger one's velocity."""
-        return self.denoiser.velocity(x_t, t, cond)
+        self.good, self.weak = denoiser, weak
 
     def both(
         self, x_t: Tensor, t: Tensor | float, cond: Condition, target: Prediction
     ) -> tuple[Tensor, Tensor]:
         """The stronger and the weaker one's estimate."""
         ask = x_t, t, cond, target
-        return estimate(self.denoiser, *ask), estimate(self.weak, *ask)
+        return estimate(self.good, *ask), estimate(self.weak, *ask)
 
 
 def _check_same_levels(process: Process, weak: Process) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import DenoiserLike
 from ldm_core.diffusion.prediction import Prediction
-from ldm_core.diffusion.process import Process, batch_time
+from ldm_core.diffusion.process import batch_time
 from ldm_core.guidance.guided import EVERYWHERE, LINEAR, Guided, Interval, Rule, estimate
 
 
@@ -33,20 +33,7 @@ class NullPair:
                 "train it with captions dropped and give the empty caption, or use scale 1, a "
                 "weaker model (WeakPair) or a classifier (ClassifierGuidance)"
             )
-        self.denoiser, self.null = denoiser, null
-
-    @property
-    def process(self) -> Process:
-        """The wrapped denoiser's."""
-        return self.denoiser.process
-
-    def denoise(self, x_t: Tensor, t: Tensor | float, cond: TextCondition) -> Tensor:
-        """The conditional x0 alone."""
-        return self.denoiser.denoise(x_t, t, cond)
-
-    def velocity(self, x_t: Tensor, t: Tensor | float, cond: TextCondition) -> Tensor:
-        """The conditional velocity alone."""
-        return self.denoiser.velocity(x_t, t, cond)
+        self.good, self.null = denoiser, null
 
     def both(
         self, x_t: Tensor, t: Tensor | float, cond: TextCondition, target: Prediction
@@ -54,7 +41,7 @@ class NullPair:
         """Conditional and unconditional estimate, from one batch of 2B."""
         twice = torch.cat([x_t, x_t]), batch_time(t, x_t).repeat(2)
         conditions = type(cond).cat([cond, self.null.expand(len(x_t))])
-        conditional, unconditional = estimate(self.denoiser, *twice, conditions, target).chunk(2)
+        conditional, unconditional = estimate(self.good, *twice, conditions, target).chunk(2)
         return conditional, unconditional
 
 

@@ -24,8 +24,13 @@ Interval = tuple[float, float]
 EVERYWHERE: Interval = (0.0, math.inf)
 
 
-class Pair(DenoiserLike, Protocol):
-    """A denoiser, the good one, that can be asked for a bad one's estimate beside its own."""
+class Pair(Protocol):
+    """A good denoiser, and how it is asked together with a bad one."""
+
+    @property
+    def good(self) -> DenoiserLike:
+        """The good one alone."""
+        ...
 
     def both(
         self, x_t: Tensor, t: Tensor | float, cond: Condition, target: Prediction
@@ -75,8 +80,8 @@ class Guided:
 
     @property
     def process(self) -> Process:
-        """The pair's."""
-        return self.pair.process
+        """The good denoiser's."""
+        return self.pair.good.process
 
     def denoise(self, x_t: Tensor, t: Tensor | float, cond: Condition) -> Tensor:
         """The guided x0: (B, ...) -> (B, ...)."""
@@ -92,7 +97,7 @@ class Guided:
         """The guided estimate of X0 or VELOCITY and, at no further cost, the good one."""
         scale = scale_at(self.scale, x_t, t, self.interval, outside=1.0)
         if not bool((scale != 1).any()):
-            plain = estimate(self.pair, x_t, t, cond, target)
+            plain = estimate(self.pair.good, x_t, t, cond, target)
             return plain, plain
         space = self.rule.space or target
         good, bad = self.pair.both(x_t, t, cond, space)

@@ -9,10 +9,11 @@ sampling D_w = D_middle + w (D_final - D_middle) costs one pass and no empty cap
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm_core.backbones.hooks import recorded
 from ldm_core.backbones.layers import TimeEmbedding
 from ldm_core.diffusion.denoiser import Condition, Denoiser
 from ldm_core.diffusion.prediction import Prediction, convert
-from ldm_core.diffusion.process import Process, add_noise, batch_time, over_dimensions
+from ldm_core.diffusion.process import Process, add_noise, batch_time
 from ldm_core.objectives.regression import mean_square
 
 
@@ -42,7 +43,7 @@ class TokenHead(nn.Module):
 
 
 class TwoHeaded(nn.Module):
-    """A network and a head on one of its blocks, whose output a forward hook catches.
+    """A network and a head on one of its blocks, which is handed the block's output.
 
     The network itself stays as it is, with its own state dict.
     """
@@ -63,11 +64,9 @@ class TwoHeaded(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
         """What the network and the head predict, from one pass: (B, ...) each."""
-        caught: list[Tensor] = []
-        block = self.network.get_submodule(self.block)
-        with block.register_forward_hook(lambda module, args, output: caught.append(output)):
+        with recorded(self.network, self.block) as outputs:
             final = self.network(x_t, t, cond)
-        return final, self.head(caught[-1], x_t, t)
+        return final, self.head(outputs[self.block], x_t, t)
 
 
 class InternalPair:
@@ -75,21 +74,8 @@ class InternalPair:
 
     def __init__(self, network: TwoHeaded, process: Process, prediction: Prediction) -> None:
         """`prediction` is what both heads predict."""
-        self.network, self.prediction = network, prediction
-        self.final = Denoiser(network.network, process, prediction)
-
-    @property
-    def process(self) -> Process:
-        """The one it was trained on."""
-        return self.final.process
-
-    def denoise(self, x_t: Tensor, t: Tensor | float, cond: Condition) -> Tensor:
-        """The final x0."""
-        return self.final.denoise(x_t, t, cond)
-
-    def velocity(self, x_t: Tensor, t: Tensor | float, cond: Condition) -> Tensor:
-        """The final velocity."""
-        return self.final.velocity(x_t, t, cond)
+        self.network = network
+        self.good = Denoiser(network.network, process, prediction)
 
     def both(
         self, x_t: Tensor, t: Tensor | float, cond: Condition, target: Prediction
@@ -97,7 +83,7 @@ class InternalPair:
         """The final and the middle estimate."""
         times = batch_time(t, x_t)
         final, middle = self.network(x_t, times, cond)
-        meaning = self.process, self.prediction, target
+        meaning = self.good.process, self.good.prediction, target
         return convert(final, x_t, times, *meaning), convert(middle, x_t, times, *meaning)
 
 
@@ -125,7 +111,6 @@ def internal_guidance_loss(
     Returns:
         (B,).
     """
-    of_data, of_noise = (over_dimensions(c, x0) for c in prediction.row(t, process))
-    target = of_data * x0 + of_noise * eps
+    target = prediction.target(x0, eps, t, process)
     final, middle = network(add_noise(process, x0, eps, t), t, cond)
     return mean_square(final, target) + weight * mean_square(middle, target)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm_core.diffusion.denoiser import Condition, Network
 from ldm_core.diffusion.prediction import Prediction
-from ldm_core.diffusion.process import Process, add_noise, half_log_snr, over_dimensions
+from ldm_core.diffusion.process import Process, add_noise, half_log_snr
 from ldm_core.objectives.regression import mean_square
 from ldm_core.objectives.weightings import Weighting
 
@@ -41,8 +41,7 @@ def denoising_loss(
         (B,) mean over a sample's dimensions, in float32 or wider.
     """
     x_t = add_noise(process, x0, eps, t)
-    of_data, of_noise = (over_dimensions(level, x0) for level in prediction.row(t, process))
-    loss = mean_square(network(x_t, t, cond), of_data * x0 + of_noise * eps)
+    loss = mean_square(network(x_t, t, cond), prediction.target(x0, eps, t, process))
     if weighting is None:
         return loss
     level = half_log_snr(process, t)

@@ -5,10 +5,9 @@ loss and every noise level contributes alike, however difficult (Kendall et al. 
 2024, Eq. 21). The head is not needed after training.
 """
 
-import math
-
-import torch
 from torch import Tensor, nn
+
+from ldm_core.backbones.embeddings import geometric_waves
 
 
 def uncertainty_weighted(loss: Tensor, log_variance: Tensor) -> Tensor:
@@ -33,10 +32,5 @@ class LogVariance(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         """(B,) finite levels -> (B,)."""
-        frequencies = torch.logspace(
-            math.log2(self.lowest), math.log2(self.highest), self.pairs, 2.0,
-            dtype=noise.dtype, device=noise.device,
-        )  # fmt: skip
-        angles = noise[:, None] * frequencies
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, 2 * pairs)
+        waves = geometric_waves(noise, self.lowest, self.highest, self.pairs)
         return self.linear(waves.to(self.linear.weight.dtype)).squeeze(1)

@@ -7,21 +7,15 @@ adds rho_up z, where rho_down^2 + rho_up^2 = rho_r^2 and rho_up is eta times DDP
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.grids import check_grid
 from ldm_core.samplers.ddpm import sample_ddim_eta
 from ldm_core.samplers.events import OnStep, StepEvent
+from ldm_core.samplers.exponential import ddim_step
 from ldm_core.samplers.noise import Noise
-from ldm_core.samplers.transition import (
-    ancestral_share,
-    noise_ratio,
-    time_halfway,
-    transition,
-    transition_mean,
-)
+from ldm_core.samplers.transition import ancestral_share, noise_ratio, time_halfway, transition
 
 
 def sample_euler_ancestral(
@@ -61,7 +55,7 @@ def sample_dpmpp_2s_ancestral(
     of one evaluation and of order 1, there being no half of them in lambda.
     """
     check_grid(grid, denoiser.process)
-    process, x, one = denoiser.process, x_T, torch.ones((), dtype=torch.float64)
+    process, x = denoiser.process, x_T
     for index, (t, r) in enumerate(pairwise(grid)):
         keep = ancestral_share(noise_ratio(process, t, r), eta)
         x0 = denoiser.denoise(x, t, cond)
@@ -69,7 +63,6 @@ def sample_dpmpp_2s_ancestral(
             on_step(StepEvent(index, t, x, x0))
         s = time_halfway(process, t, r, keep)
         if s < t:
-            x_s = transition_mean(process, x, x0, t, s, keep=one)
-            x0 = denoiser.denoise(x_s, s, cond)
+            x0 = denoiser.denoise(ddim_step(process, x, x0, t, s), s, cond)
         x = transition(process, x, x0, t, r, keep, noise(index))
     return x

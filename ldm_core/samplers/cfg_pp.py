@@ -31,21 +31,13 @@ def sample_cfg_pp(
 ) -> Tensor:
     """Guided data, renoised with the unconditional noise.
 
+    Arguments, result and errors as in `sample_ddim`, and
+
     Args:
         pair: gives D_c and D_u in one call, as `NullPair` does from one batch.
-        x_T: (B, ...) state at grid[0].
-        grid: (steps + 1,) decreasing times.
-        cond: B conditions.
         scale: w, one number or (B,); the paper's lambda, in [0, 1].
-        on_step: called before each step.
-
-    Returns:
-        (B, ...) state at grid[-1]. Gradients flow; call under `torch.no_grad` to sample only.
-
-    Raises:
-        ValueError: the grid does not run from noise to data.
     """
-    process, x = pair.process, x_T
+    process, x = pair.good.process, x_T
     check_grid(grid, process)
     if isinstance(scale, Tensor):
         scale = over_dimensions(scale.to(x_T), x_T)

@@ -28,12 +28,12 @@ def sample_churn(
 ) -> Tensor:
     """Karras et al. 2022, Algorithm 2, with noise levels sigma / alpha: up from t to
     (1 + gamma) of its level, gamma = min(churn / steps, sqrt 2 - 1), then as `sample_heun` to r.
+    A step to t = 0 ends at the estimate of the data.
+
+    Arguments, result and errors as in `sample_ddim`, and
 
     Args:
         denoiser: gives the velocity.
-        x_T: (B, ...) state at grid[0].
-        grid: (steps + 1,) decreasing times.
-        cond: B conditions.
         on_step: called after noise was added and before the step down.
         noise: draw k is for step k.
         churn: S_churn; 0 is the ODE.
@@ -41,12 +41,8 @@ def sample_churn(
             them, noise rises above the grid's own first level.
         noise_scale: S_noise.
 
-    Returns:
-        (B, ...) state at grid[-1]; a step to t = 0 ends at the estimate of the data. Gradients
-        flow; call under `torch.no_grad` to sample only.
-
     Raises:
-        ValueError: churn below 0, or a wrong grid.
+        ValueError: churn below 0.
     """
     if not churn >= 0:
         raise ValueError(f"churn is 0 (the ODE) or more, got {churn:g}")

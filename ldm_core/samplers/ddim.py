@@ -18,7 +18,8 @@ def sample_ddim(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """x_r = alpha_r x0 + sigma_r eps (Song et al. 2021, Eq. 12 with sigma = 0), which is also
-    DPM-Solver++(1S) (Lu et al. 2022b) and, on a flow or VE, `sample_euler`.
+    DPM-Solver++(1S) (Lu et al. 2022b) and, on a flow or VE, `sample_euler`; n steps cost n
+    evaluations.
 
     Args:
         denoiser: gives x0.
@@ -28,8 +29,7 @@ def sample_ddim(
         on_step: called before each step; may raise to stop.
 
     Returns:
-        (B, ...) state at grid[-1], after one evaluation per step. Gradients flow; call under
-        `torch.no_grad` to sample only.
+        (B, ...) state at grid[-1]. Gradients flow; call under `torch.no_grad` to sample only.
 
     Raises:
         ValueError: the grid does not run from noise to data within the process.

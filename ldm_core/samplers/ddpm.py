@@ -37,22 +37,16 @@ def sample_ddpm(
     fixed_small, that of q(x_r | x_t, x0), sigma_r^2 (1 - q^2), for a point mass;
     fixed_large, that of q(x_t | x_r), sigma_t^2 (1 - q^2), for N(0, 1), alpha^2 + sigma^2 being 1.
 
+    Arguments, result and errors as in `sample_ddim`, and
+
     Args:
-        denoiser: gives x0.
-        x_T: (B, ...) state at grid[0].
-        grid: (steps + 1,) decreasing times.
-        cond: B conditions.
-        on_step: called before each step.
         noise: draw k is for step k.
         variance: of a step.
         noisy_end: whether fixed_large draws in the step to t = 0 too. Algorithm 2 does not, and
             what is drawn there stays in the data; N(0, 1) is met only with it.
 
-    Returns:
-        (B, ...) state at grid[-1]. Gradients flow; call under `torch.no_grad` to sample only.
-
     Raises:
-        ValueError: another variance, or a grid that does not run from noise to data.
+        ValueError: another variance.
     """
     if variance not in get_args(Variance):
         raise ValueError(f"variance is one of {', '.join(get_args(Variance))}, got {variance}")
@@ -83,13 +77,14 @@ def sample_ddim_eta(
     """DDIM with eta times DDPM's noise (Song et al. 2021, Eq. 12 and 16): 0 is `sample_ddim`, 1 is
     `sample_ddpm` with fixed_small.
 
-    Arguments and result as in `sample_ddpm`, and
+    Arguments, result and errors as in `sample_ddim`, and
 
     Args:
+        noise: draw k is for step k.
         eta: in [0, 1].
 
     Raises:
-        ValueError: eta outside [0, 1], or a wrong grid.
+        ValueError: eta outside [0, 1].
     """
     check_grid(grid, denoiser.process)
     process, x = denoiser.process, x_T

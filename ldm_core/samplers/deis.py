@@ -45,10 +45,10 @@ def sample_deis(
             on_step(StepEvent(index, t, x, x0))
         eps = convert(x0, x, t, process, Prediction.X0, Prediction.EPS)
         known = [(-level(process, t), eps), *known][: order_at(index, order, grid)]
-        at, values = zip(*known, strict=True)  # mirrored: eps for x0, -lambda for lambda
-        curve = process.sigma(r) * bend(at, values, -level(process, r))
         if seeded and index == 0:
             x = midpoint_step(denoiser, x, x0, t, r, cond)
         else:
+            at, values = zip(*known, strict=True)  # mirrored: eps for x0, -lambda for lambda
+            curve = process.sigma(r) * bend(at, values, -level(process, r))
             x = ddim_step(process, x, x0, t, r) + curve
     return x

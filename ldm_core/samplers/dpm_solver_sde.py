@@ -29,24 +29,18 @@ def sample_dpmpp_2m_sde(
     eta: float = 1.0,
 ) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022b; k-diffusion, `sample_dpmpp_2m_sde`, midpoint): D
-    extrapolated to the middle of the step from the last two estimates. One evaluation per step.
+    extrapolated to the middle of the step from the last two estimates. One evaluation per step;
+    the first step and one to t = 0 are of order 1.
+
+    Arguments, result and errors as in `sample_ddim`, and
 
     Args:
-        denoiser: gives x0.
-        x_T: (B, ...) state at grid[0].
-        grid: (steps + 1,) decreasing times.
-        cond: B conditions.
-        on_step: called before each step.
         path: the noise, e.g. a `BrownianPath`.
         eta: strength of the SDE, at least 0; 0 is DPM-Solver++(2M), 1 the reverse SDE. Between
             them it is not DDIM's eta, which draws eta^2 (1 - q^2) and not 1 - q^(2 eta).
 
-    Returns:
-        (B, ...) state at grid[-1]; the first step and one to t = 0 are of order 1. Gradients flow;
-        call under `torch.no_grad` to sample only.
-
     Raises:
-        ValueError: eta below 0, or the grid does not run from noise to data within the process.
+        ValueError: eta below 0.
     """
     if not 0 <= eta < float("inf"):
         raise ValueError(f"eta is 0 (the ODE) or more, 1 being the reverse SDE, got {eta:g}")

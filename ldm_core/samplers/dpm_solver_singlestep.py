@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.grids import check_grid
 from ldm_core.diffusion.prediction import Prediction, convert
+from ldm_core.diffusion.process import Process
 from ldm_core.samplers.events import OnStep, StepEvent
 from ldm_core.samplers.exponential import ddim_step, level
 
@@ -36,7 +37,7 @@ def sample_dpm_solver_2(
         if on_step is not None:
             on_step(StepEvent(index, t, x, x0))
         x_r = ddim_step(process, x, x0, t, r)
-        s = halfway(denoiser, t, r)
+        s = halfway(process, t, r)
         if s is not None:
             x_s = ddim_step(process, x, x0, t, s)
             x0_s = denoiser.denoise(x_s, s, cond)
@@ -74,14 +75,14 @@ def midpoint_step(
     denoiser: DenoiserLike, x: Tensor, x0: Tensor, t: Tensor, r: Tensor, cond: Condition
 ) -> Tensor:
     """One step of DPM-Solver++(2S) from x (B, ...) at t, where x0 is known, to r."""
-    s = halfway(denoiser, t, r)
+    process = denoiser.process
+    s = halfway(process, t, r)
     if s is not None:
-        x_s = ddim_step(denoiser.process, x, x0, t, s)
-        x0 = denoiser.denoise(x_s, s, cond)
-    return ddim_step(denoiser.process, x, x0, t, r)
+        x0 = denoiser.denoise(ddim_step(process, x, x0, t, s), s, cond)
+    return ddim_step(process, x, x0, t, r)
 
 
-def halfway(denoiser: DenoiserLike, t: Tensor, r: Tensor) -> Tensor | None:
+def halfway(process: Process, t: Tensor, r: Tensor) -> Tensor | None:
     """The time halfway in lambda, or None if lambda is infinite at either end."""
-    middle = (level(denoiser.process, t) + level(denoiser.process, r)) / 2
-    return denoiser.process.time_of(middle) if middle.isfinite() else None
+    middle = (level(process, t) + level(process, r)) / 2
+    return process.time_of(middle) if middle.isfinite() else None

@@ -50,24 +50,17 @@ def sample_er_sde(
     scaler: Scaler = er_sde_5,
 ) -> Tensor:
     """ER-SDE-Solver-1, 2 or 3 (Cui et al. 2023) on any process, one evaluation per step: weak order
-    1, 2 and 2, noise being treated as in the first.
+    1, 2 and 2, noise being treated as in the first. A step to t = 0 ends at D.
+
+    Arguments, result and errors as in `sample_ddim`, and
 
     Args:
-        denoiser: gives x0.
-        x_T: (B, ...) state at grid[0].
-        grid: (steps + 1,) decreasing times.
-        cond: B conditions.
-        on_step: called before each step.
         noise: draw k is for step k.
         stages: 1, 2 or 3; the first steps have fewer.
         scaler: phi(s) / s.
 
-    Returns:
-        (B, ...) state at grid[-1]; a step to t = 0 ends at the estimate of the data. Gradients
-        flow; call under `torch.no_grad` to sample only.
-
     Raises:
-        ValueError: another number of stages, phi(s) / s falling, or a wrong grid.
+        ValueError: another number of stages, or phi(s) / s falling.
     """
     check_grid(grid, denoiser.process)
     process, x, past = denoiser.process, x_T, list[Tensor]()

@@ -29,23 +29,18 @@ def sample_euler_maruyama(
     """x_r = x_t - (t - r) (v - w / 2 score) + sqrt(w (t - r)) z.
 
     For every w_t >= 0 the SDE dx = (v - w / 2 score) dt + sqrt(w) dW, backwards in time, has the
-    marginals of the process (Song et al. 2021b, Eq. 6 where w = g^2; Ma et al. 2024, SiT).
+    marginals of the process (Song et al. 2021b, Eq. 6 where w = g^2; Ma et al. 2024, SiT). A step
+    to t = 0 ends at the estimate of the data, without noise.
+
+    Arguments, result and errors as in `sample_ddim`, and
 
     Args:
         denoiser: gives the velocity.
-        x_T: (B, ...) state at grid[0].
-        grid: (steps + 1,) decreasing times.
-        cond: B conditions.
-        on_step: called before each step.
         noise: draw k is for step k.
         diffusion: gives w_t; 0 is the ODE. The forward SDE's own, g^2, is infinite at pure noise.
 
-    Returns:
-        (B, ...) state at grid[-1]; a step to t = 0 ends at the estimate of the data, without noise.
-        Gradients flow; call under `torch.no_grad` to sample only.
-
     Raises:
-        ValueError: w infinite or negative on the grid, or a wrong grid.
+        ValueError: w infinite or negative on the grid.
     """
     process, x = denoiser.process, x_T
     check_grid(grid, process)

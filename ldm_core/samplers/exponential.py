@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.diffusion.process import Process
+from ldm_core.samplers.transition import transition_mean
 
 Node = tuple[Tensor, Tensor]
 """lambda, 0-dim, and the (B, ...) estimate made there."""
@@ -43,11 +44,9 @@ def ddim_step(process: Process, x: Tensor, x0: Tensor, t: Tensor, r: Tensor) -> 
     """alpha_r x0 + sigma_r eps with eps from x_t = alpha_t x0 + sigma_t eps (Song et al. 2021,
     Eq. 12 with sigma = 0; DPM-Solver++(1S)): from x (B, ...) at t to r, exact for a constant x0.
 
-    Written for x and x0, so that it is finite from pure noise and to pure data.
+    It is the `transition` that draws no noise.
     """
-    t, r = t.double(), r.double()
-    shrink = process.sigma(r) / process.sigma(t)
-    return shrink * x + (process.alpha(r) - shrink * process.alpha(t)) * x0
+    return transition_mean(process, x, x0, t, r, keep=1.0)
 
 
 def data_step(

@@ -48,7 +48,7 @@ def transition(
 
 
 def transition_mean(
-    process: Process, x: Tensor, x0: Tensor, t: Tensor, r: Tensor, keep: Tensor
+    process: Process, x: Tensor, x0: Tensor, t: Tensor, r: Tensor, keep: Tensor | float
 ) -> Tensor:
     """alpha_r x0 + sigma_r keep eps; arguments and result as in `transition`."""
     t, r = t.double(), r.double()

@@ -115,7 +115,7 @@ def test_video_with_padded_captions():
     [
         ("half_apart", lambda heads, k: torch.arange(heads * k), lambda: test_flux(1, 1)),
         ("_final", lambda layer, p, c: named("final", layer), lambda: test_sd3(None, (8, 8))),
-        ("_modulation", lambda linears, swapped: modulation([*linears, swapped[-1]], []),
+        ("_modulation", lambda straight, swapped: modulation([*straight, *swapped], []),
          lambda: test_sd3(None, (8, 8))),
     ],
     ids=["pairs", "patches", "scale and shift"],

@@ -51,7 +51,7 @@ def test_a_pass_of_each_and_only_where_guided(scale, t, each):
     result = guided.denoise(x_t, t, caption(0.7, batch=3))
     assert (strong, bad) == ([3], [3] * each)
     if not each:
-        assert torch.equal(result, pair.denoise(x_t, t, caption(0.7, batch=3)))
+        assert torch.equal(result, pair.good.denoise(x_t, t, caption(0.7, batch=3)))
 
 
 def test_diffusers_agrees():

@@ -6,71 +6,33 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
+from picture_folder import BAD, GOOD, SIZE, picture, picture_folder, read_captions, write_captions
 from PIL import Image
+from tiny_runs import encode_here
 
-from ldm_core.autoencoders.autoencoder import IdentityAutoencoder, Posterior
+from ldm_core.autoencoders.autoencoder import IdentityAutoencoder
 from ldm_core.errors import UserError
 from ldm_core.latents.reader import LatentReader
 from ldm_core.latents.schema import caption_digest, decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
-from pipelines import encode_plan, encode_workers, ray_runtime
+from pipelines import encode_plan, ray_runtime
 from pipelines.encode_latents import _check_images, encode
+from pipelines.encode_on_ray import encode_pictures
 from pipelines.encode_plan import Job, make_plan, open_autoencoder
-from pipelines.encode_workers import EncodeImages, decode_shard, parts_of
+from pipelines.exit_codes import exit_code
 from pipelines.recipes.schema import AutoencoderSection, EncodeSection, Recipe, TextSection, Workers
 from pipelines.stage import Options, Record
-
-GOOD, SIZE = 22, 16
-BAD = {
-    "empty.png": "empty file",
-    "gone.png": "file missing",
-    "nocaption.png": "no caption",
-    "text.jpg": "not an image",
-    "truncated.png": "truncated",
-}
-
-
-def picture(index: int) -> Image.Image:
-    rng = np.random.default_rng(index)
-    size = (20 + index % 3, 24 - index % 5)
-    return Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-
-
-def write_captions(folder: Path, captions: dict[str, str]) -> None:
-    lines = [json.dumps({"file": file, "caption": text}) for file, text in captions.items()]
-    (folder / "captions.jsonl").write_text("\n".join(lines))
-
-
-def read_captions(folder: Path) -> dict[str, str]:
-    rows = map(json.loads, (folder / "captions.jsonl").read_text().splitlines())
-    return {row["file"]: row["caption"] for row in rows}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder of good and bad files, in a subfolder too."""
-    folder = tmp_path_factory.mktemp("pictures")
-    (folder / "more").mkdir()
-    names = [f"{'more/' if i % 4 == 0 else ''}{i:03d}.png" for i in range(GOOD)]
-    for index, name in enumerate(names):
-        picture(index).save(folder / name)
-    whole = (folder / names[1]).read_bytes()
-    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
-    (folder / "text.jpg").write_text("not a picture")
-    (folder / "empty.png").write_bytes(b"")
-    picture(99).save(folder / "nocaption.png")
-    captions = {name: f"picture {i % 6}" for i, name in enumerate(names)}
-    write_captions(folder, captions | {name: "bad" for name in BAD if name != "nocaption.png"})
-    return folder
+    return picture_folder(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +152,7 @@ class TestLaterRuns:
         captions = read_captions(Path(mine.data))
         picture(50).save(Path(mine.data, "zz.png"))
         write_captions(Path(mine.data), captions | {"zz.png": "picture 1"})
-        record = encode(mine, Options())
+        record = encode_here(mine)
         assert (record.summary["new_rows"], record.summary["new_texts"]) == (1, 0)
         assert record.summary["removed_rows"] == 0
         assert (record.summary["version"], record.summary["samples"]) == (2, GOOD + 1)
@@ -207,7 +169,7 @@ class TestLaterRuns:
         del captions["003.png"]
         picture(52).save(folder / "truncated.png")  # mended
         write_captions(folder, captions)
-        record = encode(mine, Options())
+        record = encode_here(mine)
         assert (record.summary["new_rows"], record.summary["removed_rows"]) == (3, 4)
         assert "3 rows new, 4 of changed or vanished files removed" in capsys.readouterr().out
         now = newest(mine)
@@ -306,7 +268,17 @@ def test_the_same_folder_in_a_bucket_gives_the_same_rows(recipe, version, data, 
 
 
 @pytest.mark.ray
-def test_no_usable_file_is_the_users_mistake(recipe, ray_session, tmp_path):
+def test_what_only_a_worker_finds_is_told_in_one_line(data, ray_session, tmp_path, capsys):
+    gone = {"id": "gone", "uri": str(data / "gone.png"), "captions": [], "fingerprint": ""}
+    rows = [{"shard": "s", "items": json.dumps([gone])}]
+    job = Job(str(tmp_path / "store"), SIZE, 3, "identity", "", "", 8)
+    assert exit_code(lambda: list(encode_pictures(rows, job, Workers(), verbose=False)), []) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ldm: {data}/gone.png was listed but a worker cannot read it")
+    assert line.endswith("it goes on from what is finished")
+
+
+def test_no_usable_file_is_the_users_mistake(recipe, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "a.png").write_bytes(b"")
@@ -314,87 +286,8 @@ def test_no_usable_file_is_the_users_mistake(recipe, ray_session, tmp_path):
     write_captions(folder, {"a.png": "a", "b.png": "b"})
     mine = moved(recipe, folder, tmp_path / "root")
     with pytest.raises(UserError, match="none of the 2 files could be used: 1 empty file, 1 not"):
-        encode(mine, Options())
+        encode_here(mine)
     assert LatentStore(mine.product("latents")).versions() == []
-
-
-class TestWorkers:
-    """The callables that run on Ray, without Ray."""
-
-    @pytest.fixture
-    def job(self, tmp_path) -> Iterator[Job]:
-        LatentStore(str(tmp_path / "store")).create()
-        threads = torch.get_num_threads()
-        yield Job(str(tmp_path / "store"), SIZE, 3, "identity", "", "", 8)
-        torch.set_num_threads(threads)
-
-    @staticmethod
-    def shard(folder: Path, *names: str) -> dict[str, str]:
-        items = [
-            {"id": name, "uri": str(folder / name), "captions": ["x"], "fingerprint": "f"}
-            for name in names
-        ]
-        return {"shard": "s", "items": json.dumps(items)}
-
-    def test_decoding_keeps_bad_files_in_the_row(self, data):
-        names = ["001.png", "text.jpg", "not there.png", "002.png"]
-        row = decode_shard(self.shard(data, *names), SIZE)
-        items = json.loads(row["items"])
-        assert [item.get("reason") for item in items] == [
-            None,
-            "not an image",
-            "file missing",
-            None,
-        ]
-        assert len(row["pixels"]) == 2 * SIZE * SIZE * 3
-
-    def test_more_files_than_are_read_at_once(self, data):
-        names = [path.name for path in sorted(data.glob("0*.png"))] * 3
-        assert len(names) > encode_workers.READS_IN_FLIGHT
-        row = decode_shard(self.shard(data, *names), SIZE)
-        assert len(row["pixels"]) == len(names) * SIZE * SIZE * 3
-
-    def test_an_outage_is_not_a_bad_file(self, data, monkeypatch):
-        def down(uri: str) -> bytes:
-            raise ConnectionError("the store is down")
-
-        monkeypatch.setattr(encode_workers, "read_bytes", down)
-        with pytest.raises(ConnectionError):
-            decode_shard(self.shard(data, "001.png"), SIZE)
-
-    def test_a_non_finite_latent_is_a_reject(self, data, job, monkeypatch):
-        class Broken(IdentityAutoencoder):
-            def encode(self, pixels: torch.Tensor) -> Posterior:
-                mean = pixels.clone()
-                mean[1] = float("nan")
-                return Posterior(mean, torch.zeros_like(mean))
-
-        monkeypatch.setattr(encode_workers, "load_autoencoder", lambda uri, device: Broken())
-        row = decode_shard(self.shard(data, "001.png", "002.png", "003.png"), SIZE)
-        parts = parts_of(EncodeImages(job, threads=1, device="cpu")(row))
-        assert {part.table: part.rows for part in parts} == {"samples": 2, "rejects": 1}
-        store = LatentStore(job.store)
-        for part in parts:
-            store.commit(part.table, [part], "s")
-        [reject] = store.table("rejects").to_pylist()
-        assert (reject["id"], reject["reason"]) == ("002.png", "non-finite latent")
-
-    def test_a_gpu_that_was_not_asked_for_is_left_alone(self, job, monkeypatch):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        assert (Workers().device, Workers(gpus=0.5).device) == ("cpu", "cuda")
-        assert EncodeImages(job, Workers().threads, Workers().device).device == "cpu"
-
-    def test_batches_do_not_change_the_rows(self, data, job):
-        names = [path.name for path in sorted(data.glob("0*.png"))]
-        row = decode_shard(self.shard(data, *names), SIZE)
-        rows = []
-        for size in (1, 7):
-            [part] = parts_of(
-                EncodeImages(replace(job, batch_size=size), threads=1, device="cpu")(row)
-            )
-            written = pq.read_table(f"{job.store}/samples/{part.path}", columns=["id", "digest"])
-            rows.append(written.to_pylist())
-        assert rows[0] == rows[1]
 
 
 class TestAtTheDoor:

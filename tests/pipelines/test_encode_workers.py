@@ -1,0 +1,112 @@
+"""The callables that encode pictures on Ray, without Ray."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from picture_folder import SIZE, picture_folder
+
+from ldm_core.autoencoders.autoencoder import IdentityAutoencoder, Posterior
+from ldm_core.errors import UserError
+from ldm_core.latents.store import LatentStore
+from pipelines import encode_workers
+from pipelines.encode_plan import Job
+from pipelines.encode_workers import EncodeImages, decode_shard, parts_of
+from pipelines.recipes.schema import Workers
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return picture_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def job(tmp_path) -> Iterator[Job]:
+    LatentStore(str(tmp_path / "store")).create()
+    threads = torch.get_num_threads()
+    yield Job(str(tmp_path / "store"), SIZE, 3, "identity", "", "", 8)
+    torch.set_num_threads(threads)
+
+
+def shard(folder: Path, *names: str) -> dict[str, str]:
+    items = [
+        {"id": name, "uri": str(folder / name), "captions": ["x"], "fingerprint": "f"}
+        for name in names
+    ]
+    return {"shard": "s", "items": json.dumps(items)}
+
+
+def test_decoding_keeps_bad_files_in_the_row(data):
+    names = ["001.png", "text.jpg", "002.png"]
+    row = decode_shard(shard(data, *names), SIZE)
+    items = json.loads(row["items"])
+    reasons = [item.get("reason") for item in items]
+    assert reasons == [None, "not an image", None]
+    assert len(row["pixels"]) == 2 * SIZE * SIZE * 3
+
+
+def test_more_files_than_are_read_at_once(data):
+    names = [path.name for path in sorted(data.glob("0*.png"))] * 3
+    assert len(names) > encode_workers.READS_IN_FLIGHT
+    row = decode_shard(shard(data, *names), SIZE)
+    assert len(row["pixels"]) == len(names) * SIZE * SIZE * 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen", "told"),
+    [
+        (ConnectionError("the store is down"), ConnectionError, "down"),
+        (
+            PermissionError("the key has expired"),
+            UserError,
+            r"001\.png was listed .*PermissionError",
+        ),
+        (FileNotFoundError("no such disk here"), UserError, r"001\.png was listed .*FileNotFound"),
+    ],
+)
+def test_an_outage_is_not_a_bad_file(data, monkeypatch, raised, seen, told):
+    def down(uri: str) -> bytes:
+        raise raised
+
+    monkeypatch.setattr(encode_workers, "read_bytes", down)
+    with pytest.raises(seen, match=told):
+        decode_shard(shard(data, "001.png"), SIZE)
+
+
+def test_a_non_finite_latent_is_a_reject(data, job, monkeypatch):
+    class Broken(IdentityAutoencoder):
+        def encode(self, pixels: torch.Tensor) -> Posterior:
+            mean = pixels.clone()
+            mean[1] = float("nan")
+            return Posterior(mean, torch.zeros_like(mean))
+
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda uri, device: Broken())
+    row = decode_shard(shard(data, "001.png", "002.png", "003.png"), SIZE)
+    parts = parts_of(EncodeImages(job, threads=1, device="cpu")(row))
+    assert {part.table: part.rows for part in parts} == {"samples": 2, "rejects": 1}
+    store = LatentStore(job.store)
+    for part in parts:
+        store.commit(part.table, [part], "s")
+    [reject] = store.table("rejects").to_pylist()
+    assert (reject["id"], reject["reason"]) == ("002.png", "non-finite latent")
+
+
+def test_a_gpu_that_was_not_asked_for_is_left_alone(job, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (Workers().device, Workers(gpus=0.5).device) == ("cpu", "cuda")
+    assert EncodeImages(job, Workers().threads, Workers().device).device == "cpu"
+
+
+def test_batches_do_not_change_the_rows(data, job):
+    names = [path.name for path in sorted(data.glob("0*.png"))]
+    row = decode_shard(shard(data, *names), SIZE)
+    rows = []
+    for size in (1, 7):
+        [part] = parts_of(EncodeImages(replace(job, batch_size=size), threads=1, device="cpu")(row))
+        written = pq.read_table(f"{job.store}/samples/{part.path}", columns=["id", "digest"])
+        rows.append(written.to_pylist())
+    assert rows[0] == rows[1]
