@@ -15,8 +15,8 @@ demo: setup  ## raw files to an answered request; leaves demo/report.html
 	$(BIN)/ldm demo image-s --root demo --data demo/data
 
 test: setup  ## the whole suite but the slow part: Ray has the machine to itself
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not ray and not slow and not gpu"
-	$(BIN)/python -m pytest -m "ray and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not ray and not slow"
+	$(BIN)/python -m pytest -m "ray and not slow"
 
 test-slow: setup  ## minutes, not seconds
 	$(BIN)/python -m pytest -m slow

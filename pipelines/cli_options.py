@@ -39,7 +39,7 @@ Overrides = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done; start and write nothing.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Make it again even if it is up to date.")]
+Force = Annotated[bool, typer.Option("--force", help="Run it again even if it is up to date.")]
 Verbose = Annotated[
     bool,
     typer.Option(

@@ -11,15 +11,14 @@ from ldm_core import random
 from ldm_core.errors import BadMedia, UserError
 from ldm_core.latents.reader import sample_key
 from ldm_core.media.decode import decode_image, fit_to_square, to_pixels
-from ldm_core.media.folder import list_captioned_images, read_bytes
-from pipelines.recipes.schema import Recipe
+from ldm_core.media.folder import CaptionedImage, read_bytes
 
 HELD_OUT = 64
 CACHE_BYTES = 2 << 30  # of decoded pictures, on every worker
 
 
 class Pictures:
-    """The folder's pictures as tensors, decoded once.
+    """Pictures as tensors, decoded once.
 
     An unusable one gives way to another of its set: one that is trained on never stands in for one
     that is held out, nor the other way round.
@@ -28,10 +27,9 @@ class Pictures:
         trained, held_out: rows of the two sets; see `split`.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.images = list_captioned_images(recipe.data).images
-        self.size = recipe.size
-        self.trained, self.held_out = split(len(self.images), recipe.seed)
+    def __init__(self, images: list[CaptionedImage], size: int, seed: int) -> None:
+        self.images, self.size = images, size
+        self.trained, self.held_out = split(len(images), seed)
         self._next = {
             row: following
             for rows in (self.trained, self.held_out)

@@ -26,19 +26,16 @@ TRAIN_ALONE = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-FORWARDED = ("AWS_", "MLFLOW_", "OMP_", "TOKENIZERS_", "LDM_")
+FORWARDED = ("AWS_", "MLFLOW_")
 
 
-def worker_environment(cpus: float = 1) -> dict[str, str]:
-    """Variables every worker gets: the object store's, MLflow's, and its share of threads.
-
-    Each worker would otherwise start as many threads as the machine has cores.
-    """
+def worker_environment() -> dict[str, str]:
+    """Variables every worker gets: the object store's, MLflow's, and how it uses the machine."""
     forwarded = {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
-    threads = str(max(1, int(cpus)))
     return {
         **forwarded,
-        "OMP_NUM_THREADS": threads,
+        # what is not the stage's own, which sets its threads: else as many as there are cores
+        "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # glibc otherwise hands every large tensor's memory back to the system and faults it in
         # again a moment later, which costs a small model on a CPU a good part of its step

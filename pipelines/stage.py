@@ -139,17 +139,18 @@ def run_stage(
         seconds = earlier + time.monotonic() - start
         numbers = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         run.metrics({**numbers, "stage_seconds": seconds})
-    record = Record(
-        stage=stage,
-        digest=digest,
-        run_id=run.id,
-        tracking_uri=masked(run.uri),
-        product=product,
-        inputs=dict(inputs),
-        seconds=seconds,
-        summary=summary,
-    )
-    write_json(join(product, "record.json"), record.model_dump(mode="json"))
+        record = Record(
+            stage=stage,
+            digest=digest,
+            run_id=run.id,
+            tracking_uri=masked(run.uri),
+            product=product,
+            inputs=dict(inputs),
+            seconds=seconds,
+            summary=summary,
+        )
+        # While the run is open: a kill before this line is gone on from in the same run.
+        write_json(join(product, "record.json"), record.model_dump(mode="json"))
     remove(checkpoints)
     before = f" ({earlier:.0f}s of it before it went on)" if earlier else ""
     print(f"[{stage}] done in {seconds:.0f}s{before}: {product}  (MLflow run {run.id})", flush=True)

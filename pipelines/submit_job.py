@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipelines.recipes.schema import Recipe
 
 STAGES = ("autoencoder", "encode", "train", "distill", "evaluate")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+POLL_S = 2
 EXCLUDED = [".git", ".venv", "/demo", "mlruns", "*.db"]
 FORWARDED = ("AWS_", "MLFLOW_")
 # The rest of the forwarded variables is masked when shown.
@@ -96,12 +98,12 @@ def plan_submission(
         recipe=_recipe_word(arguments.recipe, working_dir),
         data=absolute(recipe.data),
         root=absolute(recipe.root),
-        overrides=(*arguments.overrides, *_absolute_overrides(recipe)),
+        overrides=(*_shown_overrides(arguments), *_absolute_overrides(recipe)),
     ).words()
     runtime_env: dict[str, Any] = {
         "working_dir": str(Path(working_dir).absolute()),
-        "excludes": EXCLUDED,
-        "env_vars": _forwarded(),
+        "excludes": [*EXCLUDED, *_own_folders(recipe, working_dir)],
+        "env_vars": _forwarded(recipe),
     }
     if pip:
         runtime_env["pip"] = list(pip)
@@ -143,7 +145,12 @@ def _follow(client: Any, job: str, address: str) -> None:
             print(lines, end="", flush=True)
 
     try:
-        asyncio.run(show_log())
+        try:
+            asyncio.run(show_log())
+        except RuntimeError as error:  # the connection, not the job
+            print(f"\nthe log is lost ({error}); waiting for the job's end", flush=True)
+        while not client.get_job_info(job).status.is_terminal():
+            time.sleep(POLL_S)
     except KeyboardInterrupt:
         print(f"\nthe job goes on; end it with: ray job stop --address {address} {job}", flush=True)
         raise SystemExit(INTERRUPTED) from None  # nothing that the same command would resume
@@ -159,13 +166,29 @@ def _address() -> str:
     return given if given.startswith("http") else DEFAULT_ADDRESS
 
 
-def _forwarded() -> dict[str, str]:
+def _forwarded(recipe: Recipe) -> dict[str, str]:
     """The user's own variables, not those this process set to keep libraries quiet."""
-    return {
+    variables = {
         name: value
         for name, value in os.environ.items()
         if name.startswith(FORWARDED) and VARIABLES.get(name) != value
     }
+    if recipe.tracking_uri:
+        variables["MLFLOW_TRACKING_URI"] = recipe.tracking_uri
+    return variables
+
+
+def _shown_overrides(arguments: Arguments) -> list[str]:
+    """The overrides without the tracking server's: it may hold a password, and Ray shows a job's
+    command to everybody, so it goes as a variable."""
+    return [each for each in arguments.overrides if not each.startswith("tracking_uri=")]
+
+
+def _own_folders(recipe: Recipe, working_dir: str) -> list[str]:
+    """Data and products that lie in the working directory, which are not to be sent with it."""
+    sent = Path(working_dir).absolute()
+    places = [Path(absolute(uri)) for uri in (recipe.data, recipe.root) if not is_remote(uri)]
+    return [f"/{p.relative_to(sent)}" for p in places if sent in p.parents]
 
 
 def _python(address: str) -> str:

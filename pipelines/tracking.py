@@ -118,13 +118,8 @@ def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run
         product: URI of what it makes: another root's run of the same digest is not this one's.
     """
     client = MlflowClient(tracking_uri=tracking_uri(recipe))
-    experiment = client.get_experiment_by_name(recipe.experiment)
-    if experiment:
-        experiment_id = experiment.experiment_id
-    else:  # MLflow's own choice for files beside a database is ./mlruns, wherever one happens to be
-        place = None if _chosen(recipe) else f"{_local_folder(recipe)}/mlruns"
-        experiment_id = client.create_experiment(recipe.experiment, artifact_location=place)
-    run = Run(tracking_uri(recipe), _open_run(client, experiment_id, stage, digest, product))
+    experiment = _experiment(client, recipe)
+    run = Run(tracking_uri(recipe), _open_run(client, experiment, stage, digest, product))
     values = json.loads(masked(recipe.model_dump_json()))
     run.document(values, "recipe.json")
     run.params(dict(flattened(_settings(values, stage))))
@@ -134,6 +129,21 @@ def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run
         client.set_terminated(run.id, RunStatus.to_string(RunStatus.FAILED))
         raise
     client.set_terminated(run.id, RunStatus.to_string(RunStatus.FINISHED))
+
+
+def _experiment(client: MlflowClient, recipe: Recipe) -> str:
+    """Its id; made if it is not there, also if another job makes it at this moment."""
+    if experiment := client.get_experiment_by_name(recipe.experiment):
+        return str(experiment.experiment_id)
+    # MLflow's own choice for files beside a database is ./mlruns, wherever one happens to be
+    place = None if _chosen(recipe) else f"{_local_folder(recipe)}/mlruns"
+    try:
+        return str(client.create_experiment(recipe.experiment, artifact_location=place))
+    except mlflow.exceptions.MlflowException:
+        experiment = client.get_experiment_by_name(recipe.experiment)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def _settings(values: Mapping[str, Any], stage: str) -> dict[str, Any]:

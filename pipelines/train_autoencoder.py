@@ -26,7 +26,7 @@ from ldm_core.generation import grid_image
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.reader import SamplePlan
 from ldm_core.media.decode import to_image
-from ldm_core.media.folder import list_captioned_images
+from ldm_core.media.folder import CaptionedImage, list_captioned_images
 from ldm_core.training.optimizers import hidden_kernels, muon_and_adamw, warmup_then_decay
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
@@ -57,7 +57,8 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
 
     def work(context: Context) -> dict[str, Any]:
         print(f"[autoencoder] {len(images)} pictures, {section.steps} steps", flush=True)
-        return fit(context, worker, section.workers, section.steps, recipe.train.max_failures)
+        train = partial(worker, images)  # all of them train on what was listed here
+        return fit(context, train, section.workers, section.steps, recipe.train.max_failures)
 
     sections = {
         "autoencoder": section.model_dump(mode="json", exclude={"workers", "checkpoint_every"}),
@@ -71,12 +72,12 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
     )
 
 
-def worker(config: dict[str, Job]) -> dict[str, Any]:
-    """One Ray Train worker; returns the figures of the finished run."""
+def worker(images: list[CaptionedImage], config: dict[str, Job]) -> dict[str, Any]:
+    """One Ray Train worker on the listed pictures; returns the figures of the finished run."""
     job = config["job"]
     recipe, section = job.recipe, job.recipe.autoencoder
     rank, world, device = job.place()
-    pictures = Pictures(recipe)
+    pictures = Pictures(images, recipe.size, recipe.seed)
     plan = SamplePlan(recipe.seed, len(pictures.trained), section.batch_size)
     latent = (section.channels, *(recipe.size // section.downsampling,) * 2)
     update = _new_update(recipe, rank, world, device)

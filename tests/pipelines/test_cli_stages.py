@@ -111,7 +111,7 @@ def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypat
     (tmp_path / "vae").mkdir()
     (tmp_path / "my.json").write_text(ldm("show", "image-tiny").stdout)
     words = ("my.json", "--root", "s3://b/run", "--set", "autoencoder.source=vae")
-    words += ("--set", "tracking_uri=https://me:hush@mlflow")
+    words += ("--set", "tracking_uri=https://me:hush@tracker")
     result = ldm("submit", "encode", *words, "--force", "--pip", "emoji", "--dry-run")
     assert result.exit_code == 0, result.output
     assert "hush" not in result.stdout
@@ -125,14 +125,14 @@ def test_submit_dry_run_prints_the_line_without_secrets(ldm, tmp_path, monkeypat
     assert env["env_vars"] == {
         "AWS_SECRET_ACCESS_KEY": "***",
         "AWS_ENDPOINT_URL": "http://store:9000",
-        "MLFLOW_TRACKING_URI": "https://***@mlflow",
+        "MLFLOW_TRACKING_URI": "https://***@tracker",
     }
     assert env["pip"] == ["emoji"]
-    assert {".venv", ".git"} <= set(env["excludes"])
+    assert {".venv", ".git", "/demo/data"} <= set(env["excludes"])
     assert shlex.split(entrypoint)[1:] == [
         "-m", "pipelines.cli", "encode", "my.json",
         "--data", str(tmp_path / "demo" / "data"), "--root", "s3://b/run",
-        "--set", "autoencoder.source=vae", "--set", "tracking_uri=https://***@mlflow",
+        "--set", "autoencoder.source=vae",
         "--set", f"autoencoder.source={tmp_path / 'vae'}",
         "--force",
     ]  # fmt: skip

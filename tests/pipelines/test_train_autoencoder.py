@@ -9,6 +9,7 @@ from tiny_runs import tiny_recipe
 
 from ldm_core.errors import UserError
 from ldm_core.latents.reader import sample_key
+from ldm_core.media.folder import list_captioned_images
 from ldm_core.media.shapes import write_shapes
 from pipelines import picture_reader
 from pipelines import train_autoencoder as stage
@@ -42,14 +43,15 @@ def test_another_picture_under_the_same_name_is_noticed(tmp_path, monkeypatch):
 
 def test_a_broken_picture_gives_way_to_one_of_its_own_set(tmp_path):
     write_shapes(tmp_path / "data", 40, 16, seed=0)
-    pictures = Pictures(tiny_recipe(str(tmp_path / "data"), str(tmp_path)))
+    images = list_captioned_images(str(tmp_path / "data")).images
+    pictures = Pictures(images, 16, seed=0)
     for rows in (pictures.trained, pictures.held_out):
         for row in rows[:-1]:
             _path(pictures, row).write_bytes(b"broken")
         _, ids = pictures.batch(rows)
         assert set(ids.tolist()) == {sample_key(pictures.images[rows[-1]].id)}
     _path(pictures, pictures.held_out[-1]).write_bytes(b"broken")
-    again = Pictures(tiny_recipe(str(tmp_path / "data"), str(tmp_path)))
+    again = Pictures(images, 16, seed=0)
     with pytest.raises(UserError, match="of the 40 pictures none .* held out"):
         again.batch(again.held_out)
 
@@ -60,10 +62,9 @@ def _path(pictures: Pictures, row: int) -> Path:
 
 def test_decoded_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch):
     write_shapes(tmp_path / "data", 4, 16, seed=0)
-    recipe = tiny_recipe(str(tmp_path / "data"), str(tmp_path))
-    monkeypatch.setattr(picture_reader, "CACHE_BYTES", 2 * 3 * recipe.size**2 + 1)
-    pictures = Pictures(recipe)
+    monkeypatch.setattr(picture_reader, "CACHE_BYTES", 2 * 3 * 16**2 + 1)
+    pictures = Pictures(list_captioned_images(str(tmp_path / "data")).images, 16, seed=0)
     pixels, ids = pictures.batch(np.arange(4))
-    assert pixels.shape == (4, 3, recipe.size, recipe.size)
+    assert pixels.shape == (4, 3, 16, 16)
     assert len(set(ids.tolist())) == 4
     assert pictures._read.cache_info().currsize == 2
