@@ -14,9 +14,9 @@ setup: .venv/.ready  ## the virtual environment, versions locked in infra/constr
 demo: setup  ## raw files to an answered request; leaves demo/report.html
 	$(BIN)/ldm demo image-s --root demo --data demo/data
 
-test: setup  ## the whole suite but the slow part: Ray has the machine to itself
+test: setup  ## the whole suite but the slow part, on two processes; first without Ray
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not ray and not slow"
-	$(BIN)/python -m pytest -m "ray and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not slow"
 
 test-slow: setup  ## minutes, not seconds
 	$(BIN)/python -m pytest -m slow

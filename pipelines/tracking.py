@@ -1,4 +1,8 @@
-"""The only MLflow import: one run per stage, whatever its restarts, linked to its inputs."""
+"""The only MLflow import: one run per stage, whatever its restarts, linked to its inputs.
+
+MLflow is imported where it is used: every process of a training imports this module for what it
+is sent, one of them logs, and MLflow takes a second.
+"""
 
 import json
 import os
@@ -7,13 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
 import numpy as np
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus
-from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from ldm_core.errors import UserError
 from ldm_core.files import absolute, exists, is_remote, join
@@ -21,6 +21,9 @@ from ldm_core.model_directory import load_model
 from pipelines.credentials import masked
 from pipelines.recipe_options import flattened
 from pipelines.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 PARAM_LENGTH = 500  # of a parameter's value: servers before 2.8 refuse longer ones
@@ -63,12 +66,14 @@ class Run:
     id: str
 
     @property
-    def client(self) -> MlflowClient:
+    def client(self) -> "MlflowClient":
         """A client of the run's tracking server."""
-        return MlflowClient(tracking_uri=self.uri)
+        return client_of(self.uri)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at a step, in one transaction."""
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)  # ms
         batch = [Metric(key, float(value), now, step) for key, value in values.items()]
         self.client.log_batch(self.id, metrics=batch)
@@ -78,6 +83,8 @@ class Run:
 
         They may differ only in what does not decide the result, such as the number of workers.
         """
+        from mlflow.entities import Param
+
         known = self.client.get_run(self.id).data.params
         batch = [Param(key, _text(value)) for key, value in values.items() if key not in known]
         self.client.log_batch(self.id, params=batch)
@@ -101,6 +108,9 @@ class Run:
 
     def dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Say which data the run read: `context` is "training", "evaluation", …"""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
         data = Dataset(name, digest, source_type="local", source=json.dumps({"uri": source}))
         entry = DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
         self.client.log_inputs(self.id, datasets=[entry])
@@ -117,7 +127,7 @@ def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run
         digest: of everything that decides the result.
         product: URI of what it makes: another root's run of the same digest is not this one's.
     """
-    client = MlflowClient(tracking_uri=tracking_uri(recipe))
+    client = client_of(tracking_uri(recipe))
     experiment = _experiment(client, recipe)
     run = Run(tracking_uri(recipe), _open_run(client, experiment, stage, digest, product))
     values = json.loads(masked(recipe.model_dump_json()))
@@ -126,20 +136,29 @@ def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run
     try:
         yield run
     except BaseException:
-        client.set_terminated(run.id, RunStatus.to_string(RunStatus.FAILED))
+        client.set_terminated(run.id, "FAILED")
         raise
-    client.set_terminated(run.id, RunStatus.to_string(RunStatus.FINISHED))
+    client.set_terminated(run.id, "FINISHED")
 
 
-def _experiment(client: MlflowClient, recipe: Recipe) -> str:
+def client_of(uri: str | None) -> "MlflowClient":
+    """A client of a tracking server."""
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment(client: "MlflowClient", recipe: Recipe) -> str:
     """Its id; made if it is not there, also if another job makes it at this moment."""
+    from mlflow.exceptions import MlflowException
+
     if experiment := client.get_experiment_by_name(recipe.experiment):
         return str(experiment.experiment_id)
     # MLflow's own choice for files beside a database is ./mlruns, wherever one happens to be
     place = None if _chosen(recipe) else f"{_local_folder(recipe)}/mlruns"
     try:
         return str(client.create_experiment(recipe.experiment, artifact_location=place))
-    except mlflow.exceptions.MlflowException:
+    except MlflowException:
         experiment = client.get_experiment_by_name(recipe.experiment)
         if experiment is None:
             raise
@@ -158,7 +177,7 @@ def _text(value: Any) -> str:
 
 
 def _open_run(
-    client: MlflowClient, experiment_id: str, stage: str, digest: str, product: str
+    client: "MlflowClient", experiment_id: str, stage: str, digest: str, product: str
 ) -> str:
     unfinished = client.search_runs(
         [experiment_id],
@@ -166,7 +185,7 @@ def _open_run(
     )
     for run in unfinished:  # compared here: a path may hold any quote the filter would end at
         if run.data.tags.get("product") == product:
-            client.update_run(run.info.run_id, RunStatus.to_string(RunStatus.RUNNING))
+            client.update_run(run.info.run_id, "RUNNING")
             return str(run.info.run_id)
     tags = {"digest": digest, "stage": stage, "product": product}
     return str(client.create_run(experiment_id, run_name=stage, tags=tags).info.run_id)
@@ -177,9 +196,11 @@ def register_model(run: Run, name: str, uri: str, digest: str, alias: str) -> st
 
     The version is tagged with the model's digest: the next model is written to the same folder.
     """
+    from mlflow.exceptions import MlflowException
+
     try:
         run.client.create_registered_model(name)
-    except mlflow.exceptions.MlflowException as error:
+    except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = run.client.create_model_version(
@@ -198,7 +219,9 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
     """
     if not uri.startswith("models:/"):
         return uri
-    client = MlflowClient(tracking_uri=registry or os.environ.get("MLFLOW_TRACKING_URI"))
+    from mlflow.exceptions import MlflowException
+
+    client = client_of(registry or os.environ.get("MLFLOW_TRACKING_URI"))
     name = uri.removeprefix("models:/")
     try:
         if "@" in name:
@@ -207,7 +230,7 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
         else:
             model, version = name.split("/", 1)
             found = client.get_model_version(model, version)
-    except (mlflow.exceptions.MlflowException, ValueError) as error:
+    except (MlflowException, ValueError) as error:
         raise UserError(
             masked(f"the registry {client.tracking_uri} has no {uri} ({error}); ")
             + "set MLFLOW_TRACKING_URI to the one that does, or pass the model's folder"

@@ -1,15 +1,21 @@
-"""The smallest recipe that exercises every stage, and its encode stage without Ray."""
+"""The smallest recipe that exercises every stage, and stages without Ray's processes."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 
 from pipelines import encode_latents
 from pipelines.encode_plan import Job
 from pipelines.encode_workers import EncodeImages, EncodeTexts, Row, decode_shard
+from pipelines.ray_training import Job as TrainingJob
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import AutoencoderSection, Recipe, Workers
-from pipelines.stage import Options, Record
+from pipelines.stage import Context, Options, Record
 
 SIZE = 16
 
@@ -45,3 +51,24 @@ def encode_here(recipe: Recipe) -> Record:
         patch.setattr(encode_latents, "encode_pictures", pictures)
         patch.setattr(encode_latents, "embed_captions", captions)
         return encode_latents.encode(recipe, Options())
+
+
+def train_here(stage: Callable[..., Record], recipe: Recipe) -> Record:
+    """A training stage with its worker in this process: Ray Train's local mode."""
+
+    def fit(
+        context: Context, worker: Callable[..., Any], workers: Workers, *_: object
+    ) -> dict[str, Any]:
+        silent = SimpleNamespace(remote=lambda *_: None)
+        board = SimpleNamespace(begin=silent, post=silent, seconds=silent)
+        job = TrainingJob(
+            context.recipe, context.run, context.product, dict(context.inputs), board, workers
+        )
+        alone = ScalingConfig(num_workers=0)
+        result = TorchTrainer(worker, train_loop_config={"job": job}, scaling_config=alone).fit()
+        return dict(result.return_value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[stage.__module__], "fit", fit)
+        patch.setattr("ray.get", lambda value: value)
+        return stage(recipe, Options())

@@ -7,21 +7,23 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
-from tiny_runs import SIZE, encode_here, tiny_recipe
+from tiny_runs import SIZE, encode_here, tiny_recipe, train_here
 
 from ldm_core.autoencoders.autoencoder import load_autoencoder
-from ldm_core.files import exists, join, read_bytes, remove, write_bytes
+from ldm_core.files import file_sizes, join, read_bytes, remove, write_bytes
 from ldm_core.generation import PictureGenerator, PictureRequest
+from ldm_core.latents.reader import SamplePlan
 from ldm_core.latents.store import LatentStore
+from ldm_core.media.folder import list_captioned_images
 from ldm_core.media.shapes import write_shapes
 from ldm_core.model_directory import load_model
-from pipelines import stage
+from pipelines import train_autoencoder
 from pipelines.distill_student import distill_student
+from pipelines.picture_reader import split
 from pipelines.recipes.schema import Recipe
 from pipelines.sample_images import sample_images
 from pipelines.stage import Options, Record, read_record
 from pipelines.tracking import resolve_model
-from pipelines.train_autoencoder import train_autoencoder
 from pipelines.train_denoiser import train_denoiser
 
 pytestmark = pytest.mark.ray
@@ -35,7 +37,7 @@ def recipe(s3: str, tmp_path_factory) -> Recipe:
     sections = {
         # shorter than the tiny recipe's, but each with a checkpoint on the way
         "autoencoder": {"source": "train", "steps": 4, "checkpoint_every": 2},
-        "train": {"steps": 4, "checkpoint_every": 2, "sample_every": 4},
+        "train": {"steps": 4, "checkpoint_every": 2, "sample_every": 4, "max_failures": 0},
         "distill": {"steps": 4, "checkpoint_every": 2, "guidance_steps": 1},
     }
     recipe = tiny_recipe(f"{s3}/project/data", f"{s3}/project/root", workers=1, **sections)
@@ -43,30 +45,46 @@ def recipe(s3: str, tmp_path_factory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def checkpoints() -> dict[str, str]:
-    """The name of each product's folder of checkpoints."""
-    return {}
+def records(recipe: Recipe, autoencoder: Record) -> dict[str, Record]:
+    """Every stage, one after the other."""
+    return {
+        "autoencoder": autoencoder,
+        "latents": encode_here(recipe),
+        "teacher": train_here(train_denoiser, recipe),
+        "student": train_here(distill_student, recipe),
+    }
 
 
 @pytest.fixture(scope="module")
-def records(recipe: Recipe, checkpoints: dict[str, str], ray_session: None) -> dict[str, Record]:
-    """Every stage, one after the other; the teacher's checkpoints are left where they are."""
-
-    def remove_others(uri: str) -> None:
-        name = uri.rsplit("/", 1)[1]
-        product = name.rsplit("-", 1)[0]
-        checkpoints[product] = name
-        if product != "teacher":
-            remove(uri)
-
+def autoencoder(recipe: Recipe, ray_session: None) -> Record:
+    """Trained on Ray, in two commands: a picture of the third step cannot be read at first."""
+    listing, sizes = list_captioned_images(recipe.data), file_sizes(recipe.data)
+    trained, _ = split(len(listing.images), recipe.seed)
+    plan = SamplePlan(recipe.seed, len(trained), recipe.autoencoder.batch_size)
+    uri = listing.images[trained[plan.rows_at(2, 0, 1)[0][0]]].uri
+    picture = read_bytes(uri)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "remove", remove_others)
-        return {
-            "autoencoder": train_autoencoder(recipe, Options()),
-            "latents": encode_here(recipe),
-            "teacher": train_denoiser(recipe, Options()),
-            "student": distill_student(recipe, Options()),
-        }
+        patch.setattr(train_autoencoder, "list_captioned_images", lambda _: listing)
+        patch.setattr(train_autoencoder, "file_sizes", lambda _: sizes)
+        remove(uri)
+        with pytest.raises(Exception, match=uri.rpartition("/")[2]):
+            train_autoencoder.train_autoencoder(recipe, Options())
+    assert [path for path in checkpoints(recipe) if path.endswith("/state.pt")]
+    write_bytes(uri, picture)
+    return train_autoencoder.train_autoencoder(recipe, Options())
+
+
+def checkpoints(recipe: Recipe) -> list[str]:
+    fs = fsspec.filesystem("s3", use_listings_cache=False)
+    return list(fs.find(join(recipe.root, "checkpoints")))
+
+
+def test_a_checkpoint_in_the_bucket_is_gone_on_from(recipe, records):
+    client, record = MlflowClient(recipe.tracking_uri), records["autoencoder"]
+    runs = client.search_runs(["1"], "tags.stage = 'autoencoder'")
+    assert [run.info.run_id for run in runs] == [record.run_id]  # one, of both commands
+    assert record.summary["earlier_seconds"] > 0
+    assert checkpoints(recipe) == []
 
 
 def test_every_product_has_its_record(recipe, records):
@@ -103,30 +121,8 @@ def test_a_picture_drawn_into_the_bucket(recipe, records, s3):
     assert np.array_equal(picture, expected)
 
 
-def test_a_checkpoint_in_the_bucket_is_gone_on_from(recipe, records, checkpoints):
-    """As if the driver had died when the teacher was saved but its record was not."""
-    fs = fsspec.filesystem("s3", use_listings_cache=False)
-    left = fs.find(join(recipe.root, "checkpoints"))
-    assert all(f"/{checkpoints['teacher']}/" in path for path in left)  # kept by the fixture
-    assert [path for path in left if path.endswith("/state.pt")]
-    record_uri = join(recipe.product("teacher"), "record.json")
-    saved, weights = (
-        read_bytes(join(recipe.product("teacher"), name))
-        for name in ("record.json", "model.safetensors")
-    )
-    remove(record_uri)
-    remove(join(recipe.product("teacher"), "model.safetensors"))
-    again = train_denoiser(recipe, Options())
-    assert read_bytes(join(recipe.product("teacher"), "model.safetensors")) == weights
-    losses = MlflowClient(recipe.tracking_uri).get_metric_history(again.run_id, "loss")
-    assert [metric.step for metric in losses] == [4]  # 2 was before the checkpoint
-    assert fs.find(join(recipe.root, "checkpoints")) == []
-    write_bytes(record_uri, saved)
-
-
 def test_the_same_commands_again_do_nothing(recipe, records, capsys):
-    assert train_autoencoder(recipe, Options()) == records["autoencoder"]
+    assert train_autoencoder.train_autoencoder(recipe, Options()) == records["autoencoder"]
     assert train_denoiser(recipe, Options()) == records["teacher"]
     assert distill_student(recipe, Options()) == records["student"]
     assert capsys.readouterr().out.count("up to date") == 3
-    assert exists(recipe.product("teacher"))

@@ -56,7 +56,7 @@ def test_credentials_are_masked_and_nothing_else(text, shown):
 def test_no_password_is_written_down(recipe, monkeypatch):
     secret = recipe.model_copy(update={"tracking_uri": "http://me:hush@mlflow"})
     here = MlflowClient(tracking_uri(recipe))
-    monkeypatch.setattr(tracking, "MlflowClient", lambda **_: here)  # that server is not there
+    monkeypatch.setattr(tracking, "client_of", lambda _: here)  # that server is not there
     product = recipe.product("teacher")
     record = run_stage(secret, "train", product, {}, {}, lambda _: {}, Options())
     artifact = Path(here.download_artifacts(record.run_id, "recipe.json")).read_text()
