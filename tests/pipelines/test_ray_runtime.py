@@ -109,7 +109,8 @@ def test_without_its_cluster_a_stage_opens_no_run(monkeypatch, dead, tmp_path: P
 
 
 def test_an_interrupt_waits_until_ray_is_whole_and_a_second_one_does_not(monkeypatch):
-    handler = signal.getsignal(signal.SIGINT)
+    before, handler = signal.getsignal(signal.SIGINT), signal.default_int_handler
+    signal.signal(signal.SIGINT, handler)  # a shell's background job begins with it ignored
     interrupts, whole = 1, []
 
     def init(*_: object, **__: object) -> None:
@@ -119,8 +120,11 @@ def test_an_interrupt_waits_until_ray_is_whole_and_a_second_one_does_not(monkeyp
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
-    for interrupts, whole in ((1, []), (2, [])):
-        with pytest.raises(KeyboardInterrupt):
-            ray_runtime.start()
-        assert len(whole) == 2 - interrupts
-        assert signal.getsignal(signal.SIGINT) is handler
+    try:
+        for interrupts, whole in ((1, []), (2, [])):
+            with pytest.raises(KeyboardInterrupt):
+                ray_runtime.start()
+            assert len(whole) == 2 - interrupts
+            assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
