@@ -13,7 +13,13 @@ from einops import rearrange
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
-from ldm_core.backbones.embeddings import patchify, place_waves, timestep_waves, unpatchify
+from ldm_core.backbones.embeddings import (
+    check_channels,
+    patchify,
+    place_waves,
+    timestep_waves,
+    unpatchify,
+)
 from ldm_core.backbones.layers import MLP, VectorEmbedding, initialise_linears, modulate
 from ldm_core.errors import UserError
 
@@ -107,8 +113,9 @@ class ClassDiT(nn.Module):
             (B, C, H, W).
 
         Raises:
-            UserError: H or W is not a multiple of the patch size.
+            UserError: H or W is not a multiple of the patch size, or other channels.
         """
+        check_channels(x_t, self.patch_embedding, self.config.patch_size)
         patches, grid = patchify(x_t, self.config.patch_size)
         x = self.patch_embedding(patches) + self._positions(grid[1:], x_t.device).to(patches.dtype)
         condition = F.silu(self._condition(t, labels, patches.dtype))

@@ -18,7 +18,7 @@ from einops import rearrange
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from ldm_core.backbones.embeddings import patch_grid
+from ldm_core.backbones.embeddings import check_channels, patch_grid
 from ldm_core.backbones.layers import (
     Attention,
     GridConvolution,
@@ -174,9 +174,10 @@ class DiT(nn.Module):
             (B, C, H, W).
 
         Raises:
-            UserError: H or W is not a multiple of the patch size.
+            UserError: H or W is not a multiple of the patch size, or other channels.
         """
         p = self.config.patch_size
+        check_channels(x_t, self.patch_embedding, p)
         h, w = patch_grid(x_t.shape[-2:], p)
         text = self._refine(cond)  # (B, L, D)
         patches = rearrange(x_t, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_core.errors import UserError
 
@@ -103,6 +103,20 @@ def patch_grid(latent_size: Sequence[int], patch_size: int) -> tuple[int, int]:
             f"{patch_size} x {patch_size}: crop it or choose another patch_size"
         )
     return height // patch_size, width // patch_size
+
+
+def check_channels(x_t: Tensor, embedding: nn.Module, patch_size: int) -> None:
+    """Refuse latents (B, C, ...) that are not the patch embedding's; a widened one sees itself.
+
+    Raises:
+        UserError: another number of channels.
+    """
+    if isinstance(embedding, nn.Linear) and embedding.in_features != x_t.shape[1] * patch_size**2:
+        raise UserError(
+            f"latents of {x_t.shape[1]} channels for a network of "
+            f"{embedding.in_features // patch_size**2}: encode with the autoencoder it was "
+            "trained with"
+        )
 
 
 def patchify(x: Tensor, patch_size: int) -> tuple[Tensor, Grid]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm_core.backbones.embeddings import (
     Grid,
+    check_channels,
     grid_rotary,
     patchify,
     place_waves,
@@ -118,9 +119,10 @@ class MMDiT(nn.Module):
             The shape of `x_t`.
 
         Raises:
-            UserError: H or W is not a multiple of the patch size, a picture larger than the fixed
-                positions, or a video for them.
+            UserError: H or W is not a multiple of the patch size, other channels, a picture larger
+                than the fixed positions, or a video for them.
         """
+        check_channels(x_t, self.patch_embedding, self.config.patch_size)
         patches, grid = patchify(x_t, self.config.patch_size)
         image, text = self.patch_embedding(patches), self.text_embedding(cond.tokens)
         turn = None

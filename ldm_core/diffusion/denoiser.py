@@ -51,4 +51,4 @@ class Denoiser:
     ) -> Tensor:
         t = batch_time(t, x_t)
         value = self.network(x_t, t, cond)
-        return convert(value, x_t, t, self.process, self.prediction, target)
+        return convert(value, x_t, t, self.process, self.prediction, target).to(x_t.dtype)

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+PURE_NOISE = 1e-7  # alpha / sigma below which there is no signal
+
 
 class Process(Protocol):
     """Signal and noise levels at times in [0, end]; every method keeps the shape of its argument.
@@ -101,8 +103,13 @@ def add_noise(process: Process, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 
 
 def half_log_snr(process: Process, t: Tensor) -> Tensor:
-    """lambda_t = ln(alpha_t / sigma_t): +inf at pure data, -inf at pure noise."""
-    return process.alpha(t).log() - process.sigma(t).log()
+    """lambda_t = ln(alpha_t / sigma_t): +inf at pure data, -inf at pure noise.
+
+    An alpha below 1e-7 sigma is what rounding leaves of pure noise, as cos(pi / 2) is, even below
+    zero if the time is in float32.
+    """
+    snr = process.alpha(t) / process.sigma(t)
+    return torch.where(snr > PURE_NOISE, snr, 0.0).log()
 
 
 def log_snr(process: Process, t: Tensor) -> Tensor:
@@ -111,8 +118,13 @@ def log_snr(process: Process, t: Tensor) -> Tensor:
 
 
 def drift_rate(process: Process, t: Tensor) -> Tensor:
-    """f_t of the forward SDE dx = f_t x dt + g_t dW: alpha' / alpha (Kingma et al. 2021)."""
-    return process.alpha_derivative(t) / process.alpha(t)
+    """f_t of the forward SDE dx = f_t x dt + g_t dW: alpha' / alpha (Kingma et al. 2021).
+
+    -inf at pure noise, see `half_log_snr`.
+    """
+    alpha = process.alpha(t)
+    rate = process.alpha_derivative(t) / alpha
+    return torch.where(alpha > PURE_NOISE * process.sigma(t), rate, -torch.inf)
 
 
 def squared_diffusion(process: Process, t: Tensor) -> Tensor:

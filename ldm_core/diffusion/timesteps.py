@@ -26,7 +26,8 @@ def stratified(u: Tensor) -> Tensor:
     Each is uniform in (0, 1) over a random place in the batch, and a batch covers all times, which
     lowers the variance of its mean loss (cf. Kingma et al. 2021, Sec. I.1).
     """
-    return (torch.arange(len(u), dtype=u.dtype, device=u.device) + u) / len(u)
+    spread = (torch.arange(len(u), device=u.device) + u.double()) / len(u)
+    return spread.to(u.dtype).clamp(max=1 - torch.finfo(u.dtype).eps / 2)  # 1 is not in (0, 1)
 
 
 def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> Tensor:

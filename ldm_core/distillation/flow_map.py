@@ -45,16 +45,17 @@ def central_derivative(
     v: Tensor,
     cond: Condition,
     step: float = 5e-3,
+    end: float = 1.0,
 ) -> Tensor:
     """The same by a difference of two evaluations on the line x_t + h v, t + h.
 
-    The offsets are cut where they would leave [r, 1], which the student never saw; the error is
+    The offsets are cut where they would leave [r, end], which the student never saw; the error is
     O(step^2) away from those ends. Any attention kernel will do, also compiled.
     """
-    ahead, behind = (1 - t).clamp(max=step), (t - r).clamp(max=step)  # (B,)
+    ahead, behind = (end - t).clamp(max=step), (t - r).clamp(max=step)  # (B,)
     after = student(x_t + over_dimensions(ahead, x_t) * v, t + ahead, r, cond)
     before = student(x_t - over_dimensions(behind, x_t) * v, t - behind, r, cond)
-    width = (ahead + behind).clamp(min=torch.finfo(t.dtype).tiny)  # 0 only at r = t = 1
+    width = (ahead + behind).clamp(min=torch.finfo(t.dtype).tiny)  # 0 only at r = t = end
     return (after - before) / over_dimensions(width, x_t)
 
 

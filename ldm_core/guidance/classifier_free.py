@@ -40,7 +40,9 @@ class NullPair:
     ) -> tuple[Tensor, Tensor]:
         """Conditional and unconditional estimate, from one batch of 2B."""
         twice = torch.cat([x_t, x_t]), batch_time(t, x_t).repeat(2)
-        conditions = type(cond).cat([cond, self.null.expand(len(x_t))])
+        # a batch of conditions, or labels (B,)
+        join = torch.cat if isinstance(cond, Tensor) else type(cond).cat
+        conditions = join([cond, self.null.expand(len(x_t))])
         conditional, unconditional = estimate(self.good, *twice, conditions, target).chunk(2)
         return conditional, unconditional
 

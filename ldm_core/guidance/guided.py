@@ -110,8 +110,8 @@ class Guided:
             over_dimensions(times, good),
         ).to(good.dtype)
         return (
-            convert(guided, x_t, times, self.process, space, target),
-            convert(good, x_t, times, self.process, space, target),
+            convert(guided, x_t, times, self.process, space, target).to(x_t.dtype),
+            convert(good, x_t, times, self.process, space, target).to(x_t.dtype),
         )
 
 

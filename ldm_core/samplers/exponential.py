@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm_core.diffusion.process import Process
+from ldm_core.diffusion.process import Process, half_log_snr
 from ldm_core.samplers.transition import transition_mean
 
 Node = tuple[Tensor, Tensor]
@@ -31,13 +31,8 @@ StepFunction = Callable[[Tensor], Tensor]
 
 
 def level(process: Process, t: Tensor) -> Tensor:
-    """lambda_t in float64, whatever the grid is in: steps are differences of it.
-
-    An alpha below 1e-7 sigma is what rounding leaves of pure noise, as cos(pi / 2) is, even below
-    zero if the time is in float32: lambda is -inf then.
-    """
-    snr = process.alpha(t.double()) / process.sigma(t.double())
-    return torch.where(snr > 1e-7, snr, 0.0).log()
+    """lambda_t in float64, whatever the grid is in: steps are differences of it."""
+    return half_log_snr(process, t.double())
 
 
 def ddim_step(process: Process, x: Tensor, x0: Tensor, t: Tensor, r: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ldm_core.diffusion.denoiser import Condition
 from ldm_core.diffusion.flow_map import AverageVelocity
+from ldm_core.diffusion.grids import check_decreasing
 from ldm_core.samplers.events import OnStep, StepEvent
 
 
@@ -27,7 +28,11 @@ def sample_flow_map(
 
     Returns:
         (B, ...) state at grid[-1]. Gradients flow; call under `torch.no_grad` to sample only.
+
+    Raises:
+        ValueError: as `check_decreasing`.
     """
+    check_decreasing(grid)
     x = x_T
     for index, (t, r) in enumerate(pairwise(grid)):
         u = flow_map(x, t, r, cond)

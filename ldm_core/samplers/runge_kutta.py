@@ -25,18 +25,18 @@ def sample_rk4(
 
     Arguments, result and errors as in `sample_ddim`; n steps down to 0 cost 4n - 3 evaluations.
     """
-    check_grid(grid, denoiser.process)
-    x = x_T
+    process, x = denoiser.process, x_T
+    check_grid(grid, process)
     for index, (t, r) in enumerate(pairwise(grid)):
         v = denoiser.velocity(x, t, cond)
+        x0 = convert(v, x, t, process, Prediction.VELOCITY, Prediction.X0)
         if on_step is not None:
-            x0 = convert(v, x, t, denoiser.process, Prediction.VELOCITY, Prediction.X0)
             on_step(StepEvent(index, t, x, x0))
-        if r > 0:
-            h, s = t - r, (t + r) / 2
-            v_2 = denoiser.velocity(x - h / 2 * v, s, cond)
-            v_3 = denoiser.velocity(x - h / 2 * v_2, s, cond)
-            v_4 = denoiser.velocity(x - h * v_3, r, cond)
-            v = (v + 2 * v_2 + 2 * v_3 + v_4) / 6
-        x = x - (t - r) * v
+        if r == 0:
+            return x0
+        h, s = t - r, (t + r) / 2
+        v_2 = denoiser.velocity(x - h / 2 * v, s, cond)
+        v_3 = denoiser.velocity(x - h / 2 * v_2, s, cond)
+        v_4 = denoiser.velocity(x - h * v_3, r, cond)
+        x = x - h * (v + 2 * v_2 + 2 * v_3 + v_4) / 6
     return x

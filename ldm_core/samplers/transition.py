@@ -22,9 +22,7 @@ written for x and x0, not for eps and rho, to be finite from pure noise (rho inf
 import torch
 from torch import Tensor
 
-from ldm_core.diffusion.process import Process
-
-_PURE_NOISE = 1e-7  # alpha of cos(pi / 2), if pi / 2 was rounded to float32, is -4e-8
+from ldm_core.diffusion.process import PURE_NOISE, Process
 
 
 def transition(
@@ -44,7 +42,7 @@ def transition(
         (B, ...) the state at r.
     """
     drawn = process.sigma(r.double()) * (1 - keep.square()).sqrt()
-    return transition_mean(process, x, x0, t, r, keep) + drawn * z
+    return transition_mean(process, x, x0, t, r, keep) + drawn * z.to(x.dtype)
 
 
 def transition_mean(
@@ -60,7 +58,7 @@ def noise_to_signal(process: Process, t: Tensor) -> Tensor:
     """rho = sigma / alpha in float64, infinite at pure noise."""
     t = t.double()
     alpha, sigma = process.alpha(t), process.sigma(t)
-    return torch.where(alpha > _PURE_NOISE, sigma / alpha, torch.inf)
+    return torch.where(alpha > PURE_NOISE, sigma / alpha, torch.inf)
 
 
 def noise_ratio(process: Process, t: Tensor, r: Tensor) -> Tensor:

@@ -78,3 +78,9 @@ def test_autocast_stays_near():
 def test_indivisible_width_is_refused_by_name():
     with pytest.raises(ValueError, match=r"width 36 .* heads 5"):
         ClassDiTConfig(width=36, heads=5)
+
+
+def test_another_number_of_channels_is_refused_by_both():
+    x_t, t, cond = inputs()
+    with pytest.raises(ValueError, match="latents of 2 channels for a network of 3"):
+        opened()(x_t[:, :2], t, cond)

@@ -141,3 +141,9 @@ def test_flops_are_those_counted(config):
     with counter, sdpa_kernel(SDPBackend.MATH):
         network(x_t[:1], t[:1], cond[:1])
     assert forward_flops(config, text_tokens=5, latent_size=(4, 8)) == counter.get_total_flops()
+
+
+def test_another_number_of_channels_is_refused_by_both():
+    x_t, t, cond = inputs()
+    with pytest.raises(ValueError, match="latents of 2 channels for a network of 3"):
+        opened(SMALL)(x_t[:, :2], t, cond)

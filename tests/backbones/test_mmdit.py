@@ -131,3 +131,9 @@ def test_what_fixed_positions_cannot_place_is_refused():
 def test_angles_that_do_not_fill_a_head_are_refused():
     with pytest.raises(ValueError, match=r"rotary \(4, 4, 4\) .* head width 16"):
         MMDiTConfig.model_validate({**PICTURES.model_dump(), "rotary": (4, 4, 4)})
+
+
+def test_another_number_of_channels_is_refused_by_both():
+    x_t, t, cond = inputs()
+    with pytest.raises(ValueError, match="latents of 2 channels for a network of 3"):
+        opened(PICTURES)(x_t[:, :2], t, cond)

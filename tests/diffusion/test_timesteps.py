@@ -112,3 +112,10 @@ def test_strata_lower_the_variance_of_a_batchs_mean():
     plain = (U.view(-1, 50) ** 2).mean(dim=1).var()
     spread = torch.stack([stratified(part).square().mean() for part in U.split(50)]).var()
     assert spread < plain / 500  # the variance falls as B^-3 in place of B^-1
+
+
+def test_the_last_stratum_stays_below_one_in_32_bits():
+    u = stratified(torch.full((4096,), 0.9999))
+    assert u.dtype == torch.float32
+    assert u[-1] < 1
+    assert torch.special.ndtri(u[-1]).isfinite()

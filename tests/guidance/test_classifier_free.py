@@ -2,7 +2,10 @@ import pytest
 import torch
 from analytic import STD, caption, gaussian_denoiser
 
+from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.grids import linear_grid
+from ldm_core.diffusion.prediction import Prediction
+from ldm_core.diffusion.process import FlowProcess
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.samplers.heun import sample_heun
 
@@ -84,3 +87,17 @@ def test_scales_and_times_of_their_own():
     d_c, d_u = inner.denoise(x_t, t, cond), inner.denoise(x_t, t, null.expand(4))
     expected = torch.stack([d_u[0], d_c[1], d_u[2] + 3 * (d_c[2] - d_u[2]), d_c[3]])
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)
+
+
+def test_labels_are_guided_against_the_null_label():
+    seen = []
+
+    def network(x_t, t, labels):
+        seen.append(labels.tolist())
+        return labels[:, None].double().expand_as(x_t)
+
+    denoiser = Denoiser(network, FlowProcess(), Prediction.X0)
+    guided = ClassifierFreeGuidance(denoiser, 3.0, torch.tensor([10]))
+    x0 = guided.denoise(torch.zeros(2, 3, dtype=torch.float64), 0.5, torch.tensor([4, 7]))
+    assert seen == [[4, 7, 10, 10]]
+    assert torch.equal(x0[:, 0], torch.tensor([10 + 3.0 * (4 - 10), 10 + 3.0 * (7 - 10)]).double())

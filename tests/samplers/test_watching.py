@@ -3,12 +3,13 @@
 import pytest
 import torch
 from analytic import Mixture
-from solvers import ALL, EXPONENTIAL
+from solvers import ALL
 
 from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
+from ldm_core.diffusion.variance_preserving import VPSDE
 from ldm_core.samplers.deis import sample_deis
 from ldm_core.samplers.unipc import sample_unipc
 
@@ -78,10 +79,24 @@ def test_evaluations_are_as_many_as_promised(name, first):
     assert min(times) > 0
 
 
-@pytest.mark.parametrize("name", [*EXPONENTIAL, "RK4"])
+@pytest.mark.parametrize("name", ALL)
 def test_what_is_no_grid_is_refused(name):
     with pytest.raises(ValueError, match="0 is followed by 1"):
         ALL[name](Mixture().denoiser(), X, torch.tensor([0.0, 1.0]), None)
+    with pytest.raises(ValueError, match="1 is followed by nan"):
+        ALL[name](Mixture().denoiser(), X, torch.tensor([1.0, torch.nan, 0.0]), None)
+    with pytest.raises(ValueError, match="at least 2"):
+        ALL[name](Mixture().denoiser(), X, torch.tensor([1.0]), None)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("process", [FlowProcess(), VPSDE()], ids=["flow", "vp sde"])
+def test_states_of_16_bits_stay_so(name, process):
+    x_T = X.bfloat16()
+    denoiser = Denoiser(lambda x_t, t, cond: x_t.bfloat16() / 2, process, Prediction.X0)
+    result = ALL[name](denoiser, x_T, linear_grid(4) * process.end, None)
+    assert result.dtype == torch.bfloat16
+    assert result.isfinite().all()
 
 
 @pytest.mark.parametrize("sample", [sample_unipc, sample_deis])
