@@ -40,7 +40,8 @@ def sample_replacement(
     """Sample step by step, replacing what is known before each.
 
     Args:
-        sampler: any that keeps nothing from one step to the next; called with grids of one step.
+        sampler: any that keeps nothing from one step to the next; called with grids of one step, so
+            that each asks for its draw 0: one that draws noise must get it afresh at every call.
         denoiser: unconditional, or conditioned on `cond`.
         x_T: (B, C, ...) state at grid[0].
         grid: (steps + 1,) decreasing times.
