@@ -53,7 +53,7 @@ def image_tiny() -> Recipe:
     return Recipe(
         name="image-tiny",
         data="demo/data",
-        root="demo",
+        root="demo/tiny",
         size=32,
         autoencoder=AutoencoderSection(
             block_channels=(8, 8, 16), batch_size=8, steps=6, checkpoint_every=3
