@@ -130,9 +130,11 @@ def run_stage(
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
     check_cluster()  # now: a run that is opened for nothing stays as a failed one
-    remove(join(product, "record.json"))
     start = time.monotonic()
     with track(recipe, stage, digest, product) as run:
+        remove(
+            join(product, "record.json")
+        )  # not before MLflow has answered: nothing is touched yet
         run.tags({f"input.{name}": value for name, value in inputs.items()})
         summary = work(Context(recipe, stage, run, digest, product, inputs, options))
         earlier = summary.get(EARLIER_SECONDS, 0.0)

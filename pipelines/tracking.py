@@ -19,6 +19,7 @@ from ldm_core.errors import UserError
 from ldm_core.files import absolute, exists, is_remote, join
 from ldm_core.model_directory import load_model
 from pipelines.credentials import masked
+from pipelines.ray_address import knock
 from pipelines.recipe_options import flattened
 from pipelines.recipes.schema import Recipe
 
@@ -120,6 +121,9 @@ class Run:
 def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run]:
     """The stage's run: the unfinished one of this product if a kill left one, else a new one.
 
+    Raises:
+        UserError: nothing listens where the tracking server is to be.
+
     Args:
         recipe: logged in full as `recipe.json`, but for passwords, and what the stage reads of it
             as parameters such as `train.steps`.
@@ -127,6 +131,7 @@ def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run
         digest: of everything that decides the result.
         product: URI of what it makes: another root's run of the same digest is not this one's.
     """
+    _check_server(tracking_uri(recipe))
     client = client_of(tracking_uri(recipe))
     experiment = _experiment(client, recipe)
     run = Run(tracking_uri(recipe), _open_run(client, experiment, stage, digest, product))
@@ -139,6 +144,23 @@ def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run
         client.set_terminated(run.id, "FAILED")
         raise
     client.set_terminated(run.id, "FINISHED")
+
+
+def _check_server(uri: str) -> None:
+    """Refuse a tracking server where nothing listens: MLflow would try for minutes, unheard.
+
+    Raises:
+        UserError: it does not answer.
+    """
+    if not uri.startswith("http"):
+        return
+    try:
+        knock(uri)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no MLflow server answers at {masked(uri)} ({error}): start it, name another with "
+            "MLFLOW_TRACKING_URI or tracking_uri, or name none to use sqlite beside the products"
+        ) from error
 
 
 def client_of(uri: str | None) -> "MlflowClient":

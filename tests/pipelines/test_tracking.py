@@ -163,3 +163,14 @@ def test_what_is_half_made_is_not_taken_for_what_was_there(recipe):
     assert run(1) == {"resumed": True}
     assert run(2, force=True) == {"resumed": False}
     assert not list(Path(recipe.root, "checkpoints").glob("autoencoder-*/*"))
+
+
+def test_without_its_server_a_finished_product_keeps_its_record(recipe):
+    product = recipe.product("teacher")
+    record = Path(product, "record.json")
+    run_stage(recipe, "train", product, {}, {}, lambda _: {}, Options())
+    before = record.read_text()
+    gone = recipe.model_copy(update={"tracking_uri": "http://me:hush@127.0.0.1:1"})
+    with pytest.raises(UserError, match=r"no MLflow server answers at http://\*\*\*@127.0.0.1:1"):
+        run_stage(gone, "train", product, {"other": 1}, {}, pytest.fail, Options())
+    assert record.read_text() == before
