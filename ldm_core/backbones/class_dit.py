@@ -2,9 +2,9 @@
 
 Peebles & Xie 2023, Sec. 3. Every block sees the time and the label only as shifts, scales and gates
 of its branches. Those of all blocks are rows of one matrix, so they are one product per forward
-pass.
+pass. A video is more tokens, its frames told apart by fixed positions of their own.
 
-Shapes: B batch, C channels, H x W latent size, p patch size, N = HW/p^2 tokens, D width.
+Shapes: B batch, C channels, T x H x W latent size, p patch size, N = T HW/p^2 tokens, D width.
 """
 
 import torch
@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from ldm_core.backbones.embeddings import (
+    Grid,
     check_channels,
+    frame_waves,
     patchify,
     place_waves,
     timestep_waves,
@@ -105,26 +107,26 @@ class ClassDiT(nn.Module):
         """Predict at time `t`.
 
         Args:
-            x_t: (B, C, H, W) noisy latents.
+            x_t: (B, C, H, W) noisy latents, or (B, C, T, H, W) of videos.
             t: (B,), noise at the process's end.
             labels: (B,) long, 0 to `classes`.
 
         Returns:
-            (B, C, H, W).
+            What `x_t` is shaped like.
 
         Raises:
             UserError: H or W is not a multiple of the patch size, or other channels.
         """
         check_channels(x_t, self.patch_embedding, self.config.patch_size)
         patches, grid = patchify(x_t, self.config.patch_size)
-        x = self.patch_embedding(patches) + self._positions(grid[1:], x_t.device).to(patches.dtype)
+        x = self.patch_embedding(patches) + self._positions(grid, x_t.device).to(patches.dtype)
         condition = F.silu(self._condition(t, labels, patches.dtype))
         rows = self.modulation(condition).unflatten(1, (1, -1, self.config.width))
         *modulations, ends = rows.split([6] * self.config.depth + [2], dim=2)
         for block, modulation in zip(self.blocks, modulations, strict=True):
             x = block(x, modulation)
         patches = self.final(modulate(x, *ends.unbind(2)))
-        return unpatchify(patches, grid, self.config.patch_size).squeeze(2)
+        return unpatchify(patches, grid, self.config.patch_size, x_t.ndim == 5)
 
     def _condition(self, t: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """What modulates every block, (B, D)."""
@@ -132,10 +134,11 @@ class ClassDiT(nn.Module):
         waves = timestep_waves(scale * t + offset, closed=self.config.closed_waves)
         return self.time_embedding(waves.to(dtype)) + self.label_embedding(labels)
 
-    def _positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """(N, D) of a grid laid over the one of the config's latent size."""
+    def _positions(self, grid: Grid, device: torch.device) -> Tensor:
+        """(N, D) of a grid laid over the one of the config's latent size, frame by frame."""
         rows, columns = (
             torch.arange(size, device=device) * (latent // self.config.patch_size / size)
-            for size, latent in zip(grid, self.config.latent_size, strict=True)
+            for size, latent in zip(grid[1:], self.config.latent_size, strict=True)
         )
-        return place_waves(rows, columns, self.config.width)
+        places = place_waves(rows, columns, self.config.width)
+        return (places + frame_waves(grid[0], self.config.width, device)[:, None]).flatten(0, 1)

@@ -4,25 +4,31 @@ DiT's adaptive layer norm (Peebles & Xie 2023, Sec. 3.2), QK-norm, SwiGLU and ax
 Captions first pass a few blocks of their own, as in Lumina-Image 2.0 (Qin et al. 2025); every image
 block then has them as further keys and values in its one attention. They do not depend on x_t or t.
 A depthwise convolution before every image block lets a token see its neighbours' contours, the
-same way wherever they lie.
+same way wherever they lie. A video is more tokens: frames, rows and columns turn queries and keys.
 
-Shapes: B batch, C channels, H x W latent size, p patch size, N = HW/p^2 image tokens, L caption
-tokens, D width.
+Shapes: B batch, C channels, T x H x W latent size, p patch size, N = T HW/p^2 image tokens, L
+caption tokens, D width.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from ldm_core.backbones.embeddings import check_channels, patch_grid
+from ldm_core.backbones.embeddings import (
+    Grid,
+    RotaryTable,
+    check_channels,
+    grid_rotary,
+    patch_grid,
+    patchify,
+    unpatchify,
+)
 from ldm_core.backbones.layers import (
     Attention,
     GridConvolution,
-    RotaryTable,
     SwiGLU,
     TimeEmbedding,
     axial_rotary,
@@ -45,6 +51,8 @@ class DiTConfig(BaseModel):
         text_width: channels of a caption token.
         pooled_width: channels of the pooled caption vector.
         text_depth: blocks that refine the caption.
+        frame_pairs: pairs of a head's channels that turn with the frame, an even number; 0 is a
+            network of pictures.
         flow_map: whether it takes a second time r and predicts the average velocity over [r, t].
     """
 
@@ -60,6 +68,7 @@ class DiTConfig(BaseModel):
     text_width: PositiveInt
     pooled_width: PositiveInt
     text_depth: NonNegativeInt = 2
+    frame_pairs: NonNegativeInt = 0
     flow_map: bool = False
 
     def model_post_init(self, _: object) -> None:
@@ -68,6 +77,12 @@ class DiTConfig(BaseModel):
             raise UserError(
                 f"width {self.width} is not a multiple of 4 x heads ({self.heads}): "
                 f"try width {4 * self.heads * math.ceil(self.width / (4 * self.heads))}"
+            )
+        pairs = self.width // self.heads // 2
+        if self.frame_pairs % 2 or self.frame_pairs > pairs - 2:
+            raise UserError(
+                f"frame_pairs {self.frame_pairs} of a head's {pairs}: choose an even number up to "
+                f"{pairs - 2}, rows and columns share the rest"
             )
         image_tokens(self, self.latent_size)
 
@@ -93,7 +108,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        grid: tuple[int, int],
+        grid: Grid,
         condition: Tensor,
         table: RotaryTable,
         text: Tensor,
@@ -165,32 +180,45 @@ class DiT(nn.Module):
         """Predict at time `t`, or over [r, t] when the config says `flow_map`.
 
         Args:
-            x_t: (B, C, H, W) noisy latents.
+            x_t: (B, C, H, W) noisy latents, or (B, C, T, H, W) of videos.
             t: (B,) in [0, 1], noise at 1.
             cond: B captions; padded tokens change nothing.
             r: (B,) in [0, t]; None means r = t, the instantaneous velocity.
 
         Returns:
-            (B, C, H, W).
+            What `x_t` is shaped like.
 
         Raises:
-            UserError: H or W is not a multiple of the patch size, or other channels.
+            UserError: H or W is not a multiple of the patch size, other channels, a video for a
+                network of pictures, or a second time for one without `flow_map`.
         """
         p = self.config.patch_size
         check_channels(x_t, self.patch_embedding, p)
-        h, w = patch_grid(x_t.shape[-2:], p)
         text = self._refine(cond)  # (B, L, D)
-        patches = rearrange(x_t, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
-        waves = torch.cat(axial_rotary(h, w, self.config.width, x_t.device), dim=-1)  # (N, D)
-        x = self.patch_embedding(patches) + self.position_embedding(waves.to(patches.dtype))
+        patches, grid = patchify(x_t, p)  # (B, N, C p^2); (T, h, w)
+        table = self._rotary(grid, x_t.device)
+        x = self.patch_embedding(patches) + self._places(grid, patches)
         condition = F.silu(self._condition(t, r, cond))[:, None]  # (B, 1, D)
-        table = axial_rotary(h, w, self.config.width // self.config.heads, x_t.device)
-        mask = visible_keys(F.pad(cond.mask, (0, h * w), value=True), x_t.dtype)
+        mask = visible_keys(F.pad(cond.mask, (0, x.shape[1]), value=True), x_t.dtype)
         for block in self.blocks:
-            x = block(x, (h, w), condition, table, text, mask)
+            x = block(x, grid, condition, table, text, mask)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
         patches = self.final(self.final_norm(x) * (1 + scale) + shift)
-        return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=p, q=p)
+        return unpatchify(patches, grid, p, x_t.ndim == 5)
+
+    def _rotary(self, grid: Grid, device: torch.device) -> RotaryTable:
+        """What turns queries and keys, N rows."""
+        in_time = self.config.frame_pairs
+        if grid[0] > 1 and not in_time:
+            raise UserError(f"a video of {grid[0]} frames for a network with frame_pairs 0")
+        in_place = (self.config.width // self.config.heads // 2 - in_time) // 2
+        return grid_rotary(grid, (in_time, in_place, in_place), device)
+
+    def _places(self, grid: Grid, like: Tensor) -> Tensor:
+        """Where a patch lies in its frame, (N, D)."""
+        frames, h, w = grid
+        waves = torch.cat(axial_rotary(h, w, self.config.width, like.device), dim=-1)  # (h w, D)
+        return self.position_embedding(waves.to(like.dtype)).repeat(frames, 1)
 
     def _refine(self, cond: TextCondition) -> Tensor:
         """What the image blocks read, (B, L, D)."""
@@ -205,14 +233,15 @@ class DiT(nn.Module):
         pooled = self.pooled_embedding(self.pooled_norm(cond.pooled))
         condition = self.time_embedding(t, cond.pooled.dtype) + pooled
         if self.interval_embedding is None:
-            assert r is None, "only a network with flow_map=True takes a second time"
+            if r is not None:
+                raise UserError("only a network with flow_map=True takes a second time r")
             return condition
         interval = torch.zeros_like(t) if r is None else t - r
         return condition + self.interval_embedding(interval, cond.pooled.dtype)
 
 
 def image_tokens(config: DiTConfig, latent_size: tuple[int, int]) -> int:
-    """N, how many tokens a latent of (H, W) becomes.
+    """How many tokens a latent of (H, W) becomes, of one frame.
 
     Raises:
         UserError: H or W is not a multiple of the patch size.
@@ -221,19 +250,24 @@ def image_tokens(config: DiTConfig, latent_size: tuple[int, int]) -> int:
 
 
 def forward_flops(
-    config: DiTConfig, text_tokens: int, latent_size: tuple[int, int] | None = None
+    config: DiTConfig,
+    text_tokens: int,
+    latent_size: tuple[int, int] | None = None,
+    frames: int = 1,
 ) -> int:
     """FLOPs of one sample's forward pass; a multiply-add counts 2, pointwise work nothing.
 
     `latent_size` defaults to the config's. A training step is three times this.
     """
-    n = image_tokens(config, latent_size or config.latent_size)
+    in_frame = image_tokens(config, latent_size or config.latent_size)
+    n = frames * in_frame
     d, length = config.width, text_tokens
     per_token = 4 * d * d + 3 * d * config.hidden  # qkv and out; SwiGLU
     block = n * (per_token + 9 * d) + length * 2 * d * d + 2 * n * (length + n) * d + 6 * d * d
     text_block = length * per_token + 2 * length * length * d
     patch = config.in_channels * config.patch_size**2
     times = (1 + config.flow_map) * (2 * TimeEmbedding.pairs * d + d * d)
-    ends = n * (2 * patch + d) * d + length * config.text_width * d + config.pooled_width * d
+    captions = (length * config.text_width + config.pooled_width) * d
+    ends = (2 * n * patch + in_frame * d) * d + captions
     blocks = config.depth * block + config.text_depth * text_block
     return 2 * (blocks + ends + times + 2 * d * d)

@@ -49,15 +49,28 @@ def place_waves(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     The fixed positions of ViT and DiT (Peebles & Xie 2023, Sec. 3.1), frequencies as in Vaswani et
     al. 2017, Sec. 3.5. Only h + w places are computed, then laid out as a grid.
     """
-    quarter = width // 4
-    i = torch.arange(quarter, dtype=torch.float64, device=rows.device)
-    frequencies = 10_000.0 ** (-i / quarter)
-    by_row, by_column = (torch.outer(at.double(), frequencies) for at in (rows, columns))
-    by_row = torch.cat([by_row.sin(), by_row.cos()], dim=-1).float()  # (h, D / 2)
-    by_column = torch.cat([by_column.sin(), by_column.cos()], dim=-1).float()  # (w, D / 2)
+    by_row, by_column = (_sines(at, width // 2) for at in (rows, columns))  # (h or w, D / 2)
     h, w = len(rows), len(columns)
     waves = [by_column[None].expand(h, -1, -1), by_row[:, None].expand(-1, w, -1)]
     return torch.cat(waves, dim=-1).flatten(0, 1)
+
+
+def frame_waves(frames: int, width: int, device: torch.device) -> Tensor:
+    """Sines and cosines of a frame's number, less those of the first: (T, D).
+
+    The fixed positions of frames that Latte (Ma et al. 2024, Sec. 3.3) adds to those of places; but
+    for the difference, by which a picture is a video of one frame.
+    """
+    waves = _sines(torch.arange(frames, device=device), width)
+    return waves - waves[:1]
+
+
+def _sines(at: Tensor, width: int) -> Tensor:
+    """(n,) places -> (n, width): sines, then cosines, of geometric frequencies down from 1."""
+    half = width // 2
+    i = torch.arange(half, dtype=torch.float64, device=at.device)
+    angles = torch.outer(at.double(), 10_000.0 ** (-i / half))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
 def grid_rotary(
@@ -131,8 +144,9 @@ def patchify(x: Tensor, patch_size: int) -> tuple[Tensor, Grid]:
     return rearrange(frames, pattern, p=patch_size, q=patch_size), grid
 
 
-def unpatchify(patches: Tensor, grid: Grid, patch_size: int) -> Tensor:
-    """(B, N, C p^2) -> (B, C, T, H, W): `patchify` backwards."""
+def unpatchify(patches: Tensor, grid: Grid, patch_size: int, video: bool = True) -> Tensor:
+    """`patchify` backwards: (B, N, C p^2) -> (B, C, T, H, W), without T if it is no video."""
     t, h, w = grid
     pattern = "b (t h w) (c p q) -> b c t (h p) (w q)"
-    return rearrange(patches, pattern, t=t, h=h, w=w, p=patch_size, q=patch_size)
+    frames = rearrange(patches, pattern, t=t, h=h, w=w, p=patch_size, q=patch_size)
+    return frames if video else frames.squeeze(2)

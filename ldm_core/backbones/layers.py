@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm_core.backbones.embeddings import RotaryTable, geometric_waves, grid_rotary
+from ldm_core.backbones.embeddings import Grid, RotaryTable, geometric_waves, grid_rotary
 
 
 def axial_rotary(height: int, width: int, head_width: int, device: torch.device) -> RotaryTable:
@@ -80,7 +80,7 @@ class Attention(nn.Module):
 
 
 class GridConvolution(nn.Module):
-    """x + a depthwise 3 x 3 convolution of the grid of tokens, nothing at initialisation.
+    """x + a depthwise 3 x 3 convolution of every frame's grid of tokens, nothing at initialisation.
 
     The conditional position encoding of Chu et al. 2021 (Sec. 3.3): every token learns from its
     neighbours where in a contour it lies, the same way all over the picture.
@@ -93,11 +93,11 @@ class GridConvolution(nn.Module):
         closed = torch.zeros_like(self.kernel.weight).to(memory_format=torch.channels_last)
         self.kernel.weight = nn.Parameter(closed)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, N = rows * columns, D) -> (B, N, D)."""
-        h, w = grid
-        picture = rearrange(x, "b (h w) d -> b d h w", h=h, w=w)
-        return x + rearrange(self.kernel(picture), "b d h w -> b (h w) d")
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """(B, N = frames * rows * columns, D) -> (B, N, D)."""
+        t, h, w = grid
+        pictures = rearrange(x, "b (t h w) d -> (b t) d h w", t=t, h=h, w=w)
+        return x + rearrange(self.kernel(pictures), "(b t) d h w -> b (t h w) d", t=t)
 
 
 class SwiGLU(nn.Module):

@@ -143,7 +143,7 @@ class MMDiT(nn.Module):
             tokens = block(tokens, modulation, turn, mask)
         image = tokens[:, text.shape[1] :]
         patches = self.final(modulate(image, *ends.unbind(2)))
-        return unpatchify(patches, grid, self.config.patch_size).view_as(x_t)
+        return unpatchify(patches, grid, self.config.patch_size, x_t.ndim == 5)
 
     def _condition(self, t: Tensor, cond: TextCondition) -> Tensor:
         """What modulates every block: time and pooled caption, (B, D)."""

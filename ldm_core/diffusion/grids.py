@@ -3,7 +3,7 @@
 All of them end where they are told to, the data (t = 0) by default.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def table_grid(process: DiscreteVP, steps: int, spacing: Spacing = "trailing") -
     linspace: both the first and the last row.
 
     Raises:
-        ValueError: more steps than rows.
+        ValueError: more steps than rows, or another spacing.
     """
     rows = process.steps
     if not 1 <= steps <= rows:
@@ -84,6 +84,8 @@ def table_grid(process: DiscreteVP, steps: int, spacing: Spacing = "trailing") -
             row = (torch.arange(steps, dtype=torch.float64) * (rows // steps)).flip(0)
         case "linspace":
             row = torch.linspace(0, rows - 1, steps, dtype=torch.float64).round().flip(0)
+        case _:
+            raise ValueError(f"spacing is one of {', '.join(get_args(Spacing))}, got {spacing}")
     return torch.cat([process.time_of_step(row), row.new_zeros(1)])
 
 

@@ -16,7 +16,11 @@ def shift_timesteps(t: Tensor, shift: float) -> Tensor:
     """logit t' = logit t + ln shift (Esser et al. 2024, Eq. 23, whose shift is sqrt(m / n)).
 
     A shift above 1 moves times towards noise. 0 and 1 stay where they are.
+
+    Raises:
+        ValueError: a shift that is not positive.
     """
+    _check_shift(shift)
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -34,7 +38,11 @@ def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0, shift: float = 
     """Uniform numbers in (0, 1) -> times with logit t ~ N(mean + ln shift, std^2).
 
     Esser et al. 2024, Eq. 19, by inversion, so stratified uniforms give stratified times.
+
+    Raises:
+        ValueError: a shift that is not positive.
     """
+    _check_shift(shift)
     return torch.sigmoid(mean + math.log(shift) + std * torch.special.ndtri(u))
 
 
@@ -66,3 +74,8 @@ def log_normal(process: Process, u: Tensor, mean: float = -1.2, std: float = 1.2
         mean, std: P_mean and P_std there; -0.4 and 1.0 in Karras et al. 2024.
     """
     return process.time_of(-(mean + std * torch.special.ndtri(u)))
+
+
+def _check_shift(shift: float) -> None:
+    if not 0 < shift < math.inf:
+        raise ValueError(f"a shift is positive, and 1 shifts nothing, got {shift:g}")

@@ -67,6 +67,17 @@ def test_a_patch_comes_back_where_it_was():
     assert moved.sum() == 4
 
 
+def test_frames_are_told_apart_and_a_picture_is_a_video_of_one():
+    network, (x_t, t, labels) = opened(), inputs()
+    video = torch.stack([x_t, x_t, x_t], dim=2)
+    out = network(video, t, labels)
+    assert out.shape == video.shape
+    assert (out[:, :, 1] - out[:, :, 0]).abs().max() > 1e-3
+    other = network(torch.stack([x_t, x_t, -x_t], dim=2), t, labels)
+    assert (other - out)[:, :, 0].abs().max() > 1e-3
+    close(network(video[:, :, :1], t, labels)[:, :, 0], network(x_t, t, labels))
+
+
 def test_autocast_stays_near():
     network, (x_t, t, labels) = opened().float(), inputs(dtype=torch.float32)
     expected = network(x_t, t, labels)

@@ -12,6 +12,7 @@ SMALL = DiTConfig(
     text_width=10, pooled_width=6,
 )  # fmt: skip
 FLOW_MAP = SMALL.model_copy(update={"flow_map": True})
+VIDEO = SMALL.model_copy(update={"frame_pairs": 4})
 B = 4
 
 
@@ -109,6 +110,12 @@ def test_gradient_reaches_every_parameter():
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_a_second_time_needs_a_flow_map():
+    x_t, t, cond = inputs()
+    with pytest.raises(UserError, match="flow_map=True takes a second time"):
+        opened(SMALL)(x_t, t, cond, r=t / 2)
+
+
 def test_a_flow_map_starts_as_its_teacher():
     x_t, t, cond = inputs()
     teacher, student = opened(SMALL), DiT(FLOW_MAP).double()
@@ -132,6 +139,44 @@ def test_autocast_stays_near():
     with torch.autocast("cpu", torch.bfloat16):
         out = network(x_t, t, cond)
     assert (out - expected).std() < 0.05 * expected.std()
+
+
+def test_a_picture_is_a_video_of_one_frame():
+    x_t, t, cond = inputs()
+    for config in (SMALL, VIDEO):
+        network = opened(config)
+        close(network(x_t[:, :, None], t, cond)[:, :, 0], network(x_t, t, cond))
+
+
+def test_frames_see_one_another_and_their_order():
+    network, (x_t, t, cond) = opened(VIDEO), inputs()
+    video = torch.stack([x_t, 2 * x_t, -x_t], dim=2)
+    out = network(video, t, cond)
+    assert out.shape == video.shape
+    other = network(video[:, :, [0, 2, 1]], t, cond)[:, :, [0, 2, 1]]
+    assert (other - out)[:, :, 0].abs().max() > 1e-3
+    for block in network.blocks:
+        torch.nn.init.zeros_(block.attention.out.weight)  # only there
+    apart = [network(frame, t, cond) for frame in video.unbind(2)]
+    close(network(video, t, cond), torch.stack(apart, dim=2))
+
+
+def test_a_network_of_pictures_refuses_a_video():
+    x_t, t, cond = inputs()
+    with pytest.raises(UserError, match="a video of 2 frames for a network with frame_pairs 0"):
+        opened(SMALL)(x_t[:, :, None].repeat(1, 1, 2, 1, 1), t, cond)
+    for pairs in (3, 8):
+        with pytest.raises(ValueError, match=f"frame_pairs {pairs} of a head's 8: .* up to 6"):
+            DiTConfig.model_validate({**SMALL.model_dump(), "frame_pairs": pairs})
+
+
+def test_flops_of_a_video_are_those_counted():
+    network, (x_t, t, cond) = opened(VIDEO), inputs((4, 8))
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        network(x_t[:1, :, None].repeat(1, 1, 3, 1, 1), t[:1], cond[:1])
+    counted = counter.get_total_flops()
+    assert forward_flops(VIDEO, text_tokens=5, latent_size=(4, 8), frames=3) == counted
 
 
 @pytest.mark.parametrize("config", [SMALL, FLOW_MAP], ids=["one time", "two times"])

@@ -66,12 +66,16 @@ def test_memory_is_attended_to_like_tokens_at_no_angle():
 def test_a_grid_convolution_sums_each_channel_over_the_neighbours():
     torch.manual_seed(0)
     convolve, x = GridConvolution(2).double(), torch.randn(1, 4 * 5, 2).double()
-    assert torch.equal(convolve(x, (4, 5)), x)
+    assert torch.equal(convolve(x, (1, 4, 5)), x)
     torch.nn.init.normal_(convolve.kernel.weight)
-    near = convolve(x, (4, 5)).view(4, 5, 2)[1, 2]  # rows 0..2 and columns 1..3 around it
+    near = convolve(x, (1, 4, 5)).view(4, 5, 2)[1, 2]  # rows 0..2 and columns 1..3 around it
     kernel = convolve.kernel.weight[:, 0].permute(1, 2, 0)  # (3, 3, D)
     expected = x.view(4, 5, 2)[1, 2] + (kernel * x.view(4, 5, 2)[0:3, 1:4]).sum(dim=(0, 1))
     torch.testing.assert_close(near, expected)
+    video = torch.cat([x, 2 * x], dim=1)  # frames do not see one another
+    first, second = convolve(video, (2, 4, 5)).chunk(2, dim=1)
+    torch.testing.assert_close(first, convolve(x, (1, 4, 5)))
+    torch.testing.assert_close(second, 2 * first)
 
 
 def test_the_centre_keeps_its_angles():

@@ -75,6 +75,11 @@ def test_a_table_has_only_so_many_steps():
         table_grid(DiscreteVP(linear_betas()), 1001)
 
 
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(ValueError, match="trailing, leading, linspace, got logarithmic"):
+        table_grid(DiscreteVP(linear_betas()), 10, "logarithmic")
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [

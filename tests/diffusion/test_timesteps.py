@@ -79,6 +79,13 @@ def test_a_scale_that_folds_time_over_is_refused(scale):
         mode(U[:3], scale)
 
 
+@pytest.mark.parametrize("shift", [0, -1, math.nan, math.inf])
+def test_a_shift_that_is_not_positive_is_refused(shift):
+    for shifted in (shift_timesteps, lambda u, s: logit_normal(u, shift=s)):
+        with pytest.raises(ValueError, match=f"a shift is positive.*got {shift:g}"):
+            shifted(U[:3], shift)
+
+
 @pytest.mark.parametrize("process", [FlowProcess(), TrigFlow(), VarianceExploding(), VPSDE()])
 def test_log_normal_noise_levels(process):
     t = log_normal(process, U, -1.2, 1.2)
