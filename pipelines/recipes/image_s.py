@@ -1,11 +1,11 @@
 """64-pixel pictures of shapes on two CPU cores: the demo, and a toy of it for tests."""
 
-from pipelines.recipes.schema import (
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import (
     AutoencoderSection,
     DistillSection,
     EncodeSection,
     EvaluateSection,
-    Recipe,
     TextSection,
     TrainSection,
 )

@@ -1,0 +1,213 @@
+"""A stage's settings, one section for each: frozen, validated, and named after the stage."""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and a misspelt field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Workers(Section):
+    """How many Ray workers a stage gets, and what each of them holds."""
+
+    count: int = Field(2, ge=1)
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+
+    @property
+    def threads(self) -> int:
+        """Of each worker's torch."""
+        return max(1, int(self.cpus))
+
+    @property
+    def device(self) -> str:
+        """Where a worker computes: a GPU it was not given is somebody else's."""
+        return "cuda" if self.gpus else "cpu"
+
+
+class TrainingSection(Section):
+    """What every stage that trains on Ray Train says.
+
+    Attributes:
+        batch_size: samples per optimiser step, over all workers.
+        learning_rate: of AdamW; Muon's update is scaled to match its RMS.
+        max_failures: worker failures Ray Train retries from the last checkpoint.
+    """
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    clip_norm: float = Field(1.0, gt=0)
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(200, ge=1)
+    max_failures: int = Field(3, ge=0)
+    workers: Workers = Workers()
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the result: not who computes it, nor what is told on the way."""
+        telling = {"log_every", "sample_every", "checkpoint_every"}
+        return self.model_dump(
+            mode="json", exclude=telling | {"workers", "max_failures", "compile"}
+        )
+
+    @model_validator(mode="after")
+    def _shares(self) -> "TrainingSection":
+        """Every worker takes the same share of a batch: their gradients are averaged as equals."""
+        count = self.workers.count
+        if self.batch_size % count:
+            near = math.ceil(self.batch_size / count) * count
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide among workers.count {count}: try "
+                f"batch_size {near} or another workers.count"
+            )
+        return self
+
+
+class AutoencoderSection(TrainingSection):
+    """Stage 1: pixels <-> latents.
+
+    Attributes:
+        source: "train" trains a `diffusers.AutoencoderKL` on the pictures; "identity" works in
+            pixel space; anything else is the path or URI of a diffusers autoencoder directory.
+        downsampling: pixels per latent along a side, a power of two.
+        channels: latent channels.
+        block_channels: channels of each level, finest first; log2(downsampling) + 1 of them.
+        perceptual_weight: weight of the weight-free perceptual term.
+    """
+
+    source: str = "train"
+    downsampling: int = Field(4, ge=1)
+    channels: int = Field(4, ge=1)
+    block_channels: tuple[Annotated[int, Field(ge=1)], ...] = (32, 64, 64)
+    layers_per_block: int = Field(1, ge=1)
+    steps: int = Field(600, ge=1)
+    batch_size: int = Field(32, ge=1)
+    kl_weight: float = Field(1e-6, ge=0)
+    perceptual_weight: float = Field(0.1, ge=0)
+
+    @model_validator(mode="after")
+    def _levels(self) -> "AutoencoderSection":
+        if self.source == "train" and 2 ** (len(self.block_channels) - 1) != self.downsampling:
+            raise ValueError(
+                f"downsampling {self.downsampling} needs log2 of it + 1 block_channels, "
+                f"got {len(self.block_channels)}: {self.block_channels}"
+            )
+        return self
+
+
+class TextSection(Section):
+    """Text encoders: "tiny" builds one from the captions; else a Hugging Face directory or URI.
+
+    Attributes:
+        t5: token embeddings, e.g. a copy of google/t5-v1_1-xxl.
+        clip: pooled embedding, e.g. a copy of openai/clip-vit-large-patch14.
+        max_tokens: captions are cut here; embeddings are stored at their true length.
+    """
+
+    t5: str = "tiny"
+    clip: str = "tiny"
+    max_tokens: int = Field(128, ge=2)
+    tiny_width: int = Field(64, ge=8)
+
+
+class EncodeSection(Section):
+    """Stage 2: files -> the latent store."""
+
+    shard_size: int = Field(1024, ge=1)
+    batch_size: int = Field(64, ge=1)
+    workers: Workers = Workers()
+
+
+class TrainSection(TrainingSection):
+    """Stage 3: the store -> a text-conditioned latent diffusion transformer.
+
+    Attributes:
+        timestep_mean, timestep_std: of the logit-normal draw; shift moves mass to more noise.
+        sample_steps, guidance: what the model draws with unless told otherwise, previews included.
+    """
+
+    patch_size: int = Field(2, ge=1)
+    width: int = Field(192, ge=16)
+    depth: int = Field(8, ge=1)
+    heads: int = Field(6, ge=1)
+    steps: int = Field(800, ge=1)
+    warmup_steps: int = Field(50, ge=0)
+    decay_fraction: float = Field(0.3, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    caption_drop: float = Field(0.1, ge=0, lt=1)
+    timestep_mean: float = 0.0
+    timestep_std: float = Field(1.0, gt=0)
+    timestep_shift: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    sample_steps: int = Field(32, ge=1)
+    guidance: float = Field(2.5, ge=1)
+    sample_every: int = Field(400, ge=1)
+    compile: bool = False
+
+
+class DistillSection(TrainingSection):
+    """Stage 4: teacher + store -> a few-step student with the guidance folded in.
+
+    Attributes:
+        guidance: the teacher's guidance scale that the student reproduces at scale 1.
+        student_steps: the most steps the student is trained to need.
+        teacher_substeps: teacher Euler steps that span one of the student's.
+    """
+
+    guidance: float = Field(2.5, ge=1)
+    student_steps: int = Field(4, ge=1)
+    teacher_substeps: int = Field(4, ge=1)
+    guidance_steps: int = Field(60, ge=0)
+    steps: int = Field(200, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    ema_decay: float = Field(0.98, ge=0, lt=1)
+    log_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def _halves(self) -> "DistillSection":
+        if self.student_steps & (self.student_steps - 1):
+            raise ValueError(
+                f"student_steps {self.student_steps} is not a power of two: longer leaps are "
+                "learned from two of half their length"
+            )
+        return self
+
+
+class EvaluateSection(Section):
+    """Stage 5: pictures for fixed prompts at fixed seeds, scored by the verifier."""
+
+    single_prompts: int = Field(256, ge=1)
+    double_prompts: int = Field(128, ge=0)
+    teacher_steps: int = Field(32, ge=1)
+    student_steps: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4)
+    batch_size: int = Field(64, ge=1)
+    seed: int = Field(1234, ge=0)
+    workers: Workers = Workers()
+
+
+class ServeSection(Section):
+    """Stage 6: the endpoint.
+
+    Attributes:
+        max_queued_pictures: that wait beside those the replicas hold; more are refused (429).
+        max_batch_size: pictures drawn at once by a replica.
+        max_pictures, max_steps: the most one request may ask for.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: int = Field(2, ge=1)
+    target_ongoing_requests: int = Field(8, ge=1)
+    max_queued_pictures: int = Field(64, ge=1)
+    max_batch_size: int = Field(16, ge=1)
+    batch_wait_s: float = Field(0.02, ge=0)
+    max_pictures: int = Field(16, ge=1)
+    max_steps: int = Field(128, ge=1)
+    workers: Workers = Workers()
