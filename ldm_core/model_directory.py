@@ -102,21 +102,7 @@ def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
     Raises:
         UserError: nothing there, not a model directory this version can read, or half of one.
     """
-    if not exists(join(uri, "config.json")):
-        raise UserError(
-            f"no model at {uri} (no config.json there); train one with `ldm train` or `ldm "
-            "distill`, or name an existing model directory"
-        )
-    try:
-        written = read_json(join(uri, "config.json"))
-        former = written.get("format") if isinstance(written, dict) else None
-        if isinstance(former, int) and 0 < former < FORMAT:
-            raise UserError(
-                f"{uri} is a model in format {former}, this program reads {FORMAT}: train it again"
-            )
-        stored = ModelConfig.model_validate(written)
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise UserError(f"{uri}/config.json is not a model of this project: {error}") from error
+    stored = read_config(uri)
     if not exists(join(uri, WEIGHTS)):
         raise UserError(f"{uri}/{WEIGHTS} is missing; copy the model directory as a whole")
     data = read_bytes(join(uri, WEIGHTS))
@@ -136,9 +122,48 @@ def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
     return stored.model_copy(update=resolved), network.eval(), model_digest(stored, data)
 
 
+def read_config(uri: str) -> ModelConfig:
+    """The model's `config.json` as it is stored, with relative references.
+
+    Raises:
+        UserError: nothing there, or not a model directory this version can read.
+    """
+    if not exists(join(uri, "config.json")):
+        raise UserError(
+            f"no model at {uri} (no config.json there); train one with `ldm train` or `ldm "
+            "distill`, or name an existing model directory"
+        )
+    try:
+        written = read_json(join(uri, "config.json"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{uri}/config.json is not JSON ({error}); copy it again") from error
+    known = written if isinstance(written, dict) else {}
+    if "kind" not in known:
+        made_for = f", but of a {known['_class_name']}" if "_class_name" in known else ""
+        raise UserError(
+            f"{uri}/config.json is not of a teacher or student{made_for}: name the folder of one, "
+            "such as those `ldm train` and `ldm distill` write"
+        )
+    former = known.get("format")
+    if isinstance(former, int) and 0 < former < FORMAT:
+        raise UserError(
+            f"{uri} is a model in format {former}, this program reads {FORMAT}: train it again"
+        )
+    try:
+        return ModelConfig.model_validate(written)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise UserError(
+            f"{uri}/config.json is damaged or of another version of this program: "
+            + "; ".join(faults[:3])
+        ) from error
+
+
 def model_digest(config: ModelConfig, weights: bytes) -> str:
     """16 hex digits over weights and configuration; where the model lies does not count."""
     meaning = config.model_dump(mode="json", exclude={"lineage"})
+    if not config.backbone.frame_pairs:  # added later: a network of pictures is what it was
+        del meaning["backbone"]["frame_pairs"]
     for name in ("autoencoder", "t5", "clip"):
         meaning[name] = meaning[name]["digest"]
     text = json.dumps(meaning, sort_keys=True) + hashlib.sha256(weights).hexdigest()

@@ -5,39 +5,25 @@ a run after a change or a kill does only what is missing. Ray starts when the fi
 """
 
 import contextlib
-import json
-import posixpath
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import ray
 
-from ldm_core.files import exists, filesystem, join, read_bytes, read_json, write_bytes, write_json
+from ldm_core.files import exists, read_json, write_bytes, write_json
 from pipelines.ask_endpoint import Answer, ask
 from pipelines.commands import command, shapes_command
-from pipelines.distill_student import distill_student
-from pipelines.encode_latents import encode
-from pipelines.evaluate_model import evaluate
 from pipelines.judged_pictures import made_of_shapes
-from pipelines.make_shapes import make_shapes
-from pipelines.recipes.schema import Recipe, ServeSection
+from pipelines.make_shapes import holds_other_pictures, make_shapes
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import ServeSection
 from pipelines.report import write_report
 from pipelines.serving.serve_model import EXAMPLE_PROMPT, curl_line, serve_in_background
-from pipelines.stage import Options, Record, read_record
-from pipelines.train_autoencoder import train_autoencoder
-from pipelines.train_denoiser import train_denoiser
+from pipelines.stage import Options, read_record
+from pipelines.stages import STAGES
 
 SEED = 7  # the one in `curl_line`
-OURS = {"images", "captions.jsonl", "captions.jsonl.partial"}  # what `ldm shapes` writes
-
-STAGES: tuple[tuple[str, str, Callable[[Recipe, Options], Record | None]], ...] = (
-    ("autoencoder", "pixels to latents and back", train_autoencoder),
-    ("encode", "pictures and captions to the latent store", encode),
-    ("train", "the store to a teacher", train_denoiser),
-    ("distill", "the teacher to a student of a few steps", distill_student),
-    ("evaluate", "whether the pictures show what was asked for", evaluate),
-)
 
 
 def run_demo(recipe: Recipe, options: Options, count: int) -> None:
@@ -52,12 +38,12 @@ def run_demo(recipe: Recipe, options: Options, count: int) -> None:
     with _ray_until_the_end():
         _headline(1, "captioned pictures", shapes_command(recipe, count))
         _make_pictures(recipe, count)
-        for number, (stage, title, run) in enumerate(STAGES, 2):
-            _headline(number, title, command(recipe, stage))
-            if stage == "evaluate" and not made_of_shapes(recipe):
+        for number, stage in enumerate(STAGES, 2):
+            _headline(number, stage.title, command(recipe, stage.name))
+            if stage.name == "evaluate" and not made_of_shapes(recipe):
                 print("[evaluate] left out: its judge knows the shapes alone", flush=True)
                 continue
-            run(recipe, options)
+            stage.load()(recipe, options)
         _headline(len(STAGES) + 2, "one request to the endpoint", command(recipe, "serve"))
         _ask_student(recipe, options)
     report = write_report(recipe)
@@ -82,25 +68,10 @@ def _headline(number: int, title: str, line: str) -> None:
 
 def _make_pictures(recipe: Recipe, count: int) -> None:
     """Write the shapes, unless they are there or the folder holds pictures of the user's."""
-    names = _names(recipe.data)
-    captions = join(recipe.data, "captions.jsonl")
-    lines = read_bytes(captions).splitlines() if "captions.jsonl" in names else []
-    if names - OURS or (lines and "objects" not in json.loads(lines[0])):
+    if holds_other_pictures(recipe.data):
         print(f"[shapes] none needed: {recipe.data} holds pictures of your own", flush=True)
-    elif len(lines) == count:
-        print(f"[shapes] up to date: {recipe.data} has {count} pictures", flush=True)
     else:
         make_shapes(recipe.data, count, recipe.size, recipe.seed)
-
-
-def _names(folder: str) -> set[str]:
-    """What lies directly in a folder or under a prefix; nothing if there is none."""
-    fs, path = filesystem(folder)
-    try:
-        found = {each.rstrip("/") for each in fs.ls(path, detail=False)}
-    except FileNotFoundError:
-        return set()
-    return {posixpath.basename(each) for each in found - {path.rstrip("/")}}
 
 
 def _ask_student(recipe: Recipe, options: Options) -> None:

@@ -29,10 +29,11 @@ from ldm_core.training.prefetch import prefetch
 from pipelines.cards import student_card
 from pipelines.meter import Meter
 from pipelines.ray_training import Job, due, fit, restore, save
-from pipelines.recipes.schema import DistillSection, Recipe
-from pipelines.stage import Context, Options, Record, run_stage
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import DistillSection
+from pipelines.stage import Context, Options, Record, forget_record, run_stage
 from pipelines.tracking import register_model
-from pipelines.train_denoiser import NOT_IN_DIGEST, new_update, pinned_version
+from pipelines.train_denoiser import new_update, pinned_version
 
 WARMUP_STEPS = 10
 
@@ -63,7 +64,7 @@ def distill_student(recipe: Recipe, options: Options) -> Record | None:
         return {**summary, "registered": f"models:/{name}/{version}"}
 
     sections = {
-        "distill": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+        "distill": section.deciding(),
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
@@ -161,4 +162,5 @@ def save_student(
         }
     )
     card = student_card(job.recipe, config, version)
+    forget_record(job.product)
     return save_model(job.product, config, ema.state_dict(), card)

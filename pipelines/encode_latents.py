@@ -23,13 +23,15 @@ from ldm_core.latents.describe import describe
 from ldm_core.latents.ledger import compare, cut, fingerprint, shard_name
 from ldm_core.latents.manifest import EncoderEntry, LatentStatistics, Manifest
 from ldm_core.latents.schema import caption_digest
-from ldm_core.latents.store import LatentStore
+from ldm_core.latents.store import LatentStore, StoreVersion
 from pipelines.encode_on_ray import embed_captions, encode_pictures
-from pipelines.encode_plan import Item, Plan, make_plan, missing_tiny_encoders, open_autoencoder
+from pipelines.encode_plan import Item, Plan, describe_autoencoder, make_plan, missing_tiny_encoders
 from pipelines.encode_workers import Row, parts_of, reject_row, result_row, write_parts
 from pipelines.progress import Progress
 from pipelines.recipes.schema import Recipe
-from pipelines.stage import Context, Options, Record, run_stage, say_verdict
+from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
+
+REJECTS_SHOWN = 10
 
 
 def encode(recipe: Recipe, options: Options) -> Record | None:
@@ -39,7 +41,7 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
         UserError: no usable pictures, no autoencoder, or a size the autoencoder cannot take.
     """
     recipe = recipe.located()
-    autoencoder = open_autoencoder(recipe)
+    autoencoder = describe_autoencoder(recipe)
     if options.dry_run and missing_tiny_encoders(recipe):
         say_verdict("encode", "would run, and build the tiny text encoders")
         return None
@@ -65,7 +67,7 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
     new_texts = _update_texts(plan, store, context)
     manifest = _describe(plan, store)
     version = _publish_if_new(store, manifest, new_rows, removed_rows)
-    _warn_of_rejects(manifest)
+    _warn_of_rejects(store.open_version(version))
     context.run.metrics({f"rejects/{reason}": n for reason, n in manifest.rejects.items()})
     return {
         "version": version,
@@ -120,7 +122,7 @@ def _update_texts(plan: Plan, store: LatentStore, context: Context) -> int:
     section, verbose = context.recipe.encode, context.options.verbose
     rows = list(_text_shards(plan, difference.missing, section.shard_size))
     results = embed_captions(rows, plan.job, section.workers, verbose)
-    with context.progress(len(difference.missing), "captions", "texts") as bar:
+    with context.progress(len(difference.missing), "embeddings", "captions") as bar:
         _commit_all(store, {"texts": log}, results, bar)
     return len(difference.missing)
 
@@ -206,23 +208,32 @@ def _publish_if_new(
     store: LatentStore, manifest: Manifest, new_rows: int, removed_rows: int
 ) -> int:
     """Publish unless the newest version says the same; returns the version that stands."""
-    counts = f"{manifest.counts['samples']} samples, {manifest.counts['texts']} texts"
+    counts = f"{manifest.counts['samples']} samples, {manifest.counts['texts']} caption embeddings"
     known = store.versions()
     if known and manifest.says_the_same(store.open_version(known[-1]).manifest):
         print(f"[encode] nothing new: version {known[-1]} stands, {counts}", flush=True)
         return known[-1]
+    forget_record(store.uri)
     version = store.publish(manifest)
     rows = f"{new_rows} rows new, {removed_rows} of changed or vanished files removed"
     print(f"[encode] version {version}: {counts}, {rows}", flush=True)
     return version
 
 
-def _warn_of_rejects(manifest: Manifest) -> None:
-    if manifest.rejects:
-        rejected = manifest.counts["rejects"]
-        total = manifest.counts["samples"] + rejected
-        reasons = _list(manifest.rejects)
-        print(f"[encode] warning: {rejected} of {total} files rejected: {reasons}", flush=True)
+def _warn_of_rejects(version: StoreVersion) -> None:
+    manifest = version.manifest
+    if not manifest.rejects:
+        return
+    rejected = manifest.counts["rejects"]
+    total = manifest.counts["samples"] + rejected
+    print(f"[encode] warning: {rejected} of {total} files rejected: {_list(manifest.rejects)}")
+    rows = version.table("rejects", ["id", "reason", "detail"]).sort_by("id").to_pylist()
+    for row in rows[:REJECTS_SHOWN]:
+        detail = " ".join(row["detail"].split())
+        print(f"  {row['id']}: {row['reason']}" + (f" ({detail})" if detail else ""), flush=True)
+    if len(rows) > REJECTS_SHOWN:
+        more = len(rows) - REJECTS_SHOWN
+        print(f"  and {more} more, in the Delta table {version.store.uri}/rejects", flush=True)
 
 
 def _list(reasons: Mapping[str, int]) -> str:

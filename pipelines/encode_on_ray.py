@@ -11,7 +11,7 @@ import ray
 from pipelines import ray_runtime
 from pipelines.encode_plan import Job
 from pipelines.encode_workers import EncodeImages, EncodeTexts, Row, decode_shard
-from pipelines.recipes.schema import Workers
+from pipelines.recipes.sections import Workers
 
 
 def encode_pictures(rows: list[Row], job: Job, workers: Workers, verbose: bool) -> Iterator[Row]:
@@ -45,10 +45,12 @@ def _on_actors(
     shards: ray.data.Dataset, actor: type, count: int, job: Job, workers: Workers
 ) -> Iterator[Row]:
     """Map the shards over a pool that grows to `workers.count`, but not beyond the shards."""
+    most = min(workers.count, count)
+    first = 1 if workers.gpus else most  # with GPUs the rest must leave CPUs for decoding
     results = shards.map(
         actor,
         fn_constructor_args=(job, workers.threads, workers.device),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers.count, count)),
+        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=first, max_size=most),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
     )

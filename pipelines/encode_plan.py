@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ldm_core.autoencoders.autoencoder import Autoencoder, load_autoencoder
+from ldm_core.autoencoders.autoencoder import AutoencoderFacts, autoencoder_facts
 from ldm_core.files import absolute, exists, file_sizes, join
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         job: what the workers are told.
-        autoencoder: on the driver, for its digest and statistics.
+        autoencoder: its digest and statistics.
         texts: the text encoders, "t5" and "clip".
         images: pictures to encode, by id.
         rejects: what the listing itself refused, by id.
@@ -45,7 +45,7 @@ class Plan:
     """
 
     job: Job
-    autoencoder: Autoencoder
+    autoencoder: AutoencoderFacts
     texts: tuple[EncoderEntry, ...]
     images: dict[str, Item]
     rejects: dict[str, Item]
@@ -64,18 +64,18 @@ class Plan:
         }
 
 
-def open_autoencoder(recipe: Recipe) -> Autoencoder:
-    """The recipe's autoencoder, on the driver.
+def describe_autoencoder(recipe: Recipe) -> AutoencoderFacts:
+    """What the driver is to know of the recipe's autoencoder.
 
     Raises:
         UserError: there is none, or it cannot take the recipe's size.
     """
-    autoencoder = load_autoencoder(_worker_uri(recipe.autoencoder_uri))
+    autoencoder = autoencoder_facts(_worker_uri(recipe.autoencoder_uri))
     check_size(recipe.size, autoencoder.downsampling)
     return autoencoder
 
 
-def make_plan(recipe: Recipe, autoencoder: Autoencoder) -> Plan:
+def make_plan(recipe: Recipe, autoencoder: AutoencoderFacts) -> Plan:
     """List the folder and identify the encoders; builds the tiny text encoders if asked for.
 
     Raises:

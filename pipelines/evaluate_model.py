@@ -28,7 +28,7 @@ from pipelines.judged_pictures import refuse_other_pictures
 from pipelines.recipes.schema import Recipe
 from pipelines.scores import Entry, Kind, Scores, chance_of, score
 from pipelines.scores_plot import plot_steps
-from pipelines.stage import Context, Options, Record, run_stage
+from pipelines.stage import Context, Options, Record, forget_record, run_stage
 
 COLUMNS = 8  # pictures in a row of the sample sheets
 
@@ -163,6 +163,7 @@ def publish(scores: Scores, sheets: dict[str, np.ndarray], context: Context) -> 
         (folder / "scores.json").write_text(scores.model_dump_json(indent=2) + "\n")
         for file in ("steps.png", "scores.json"):
             context.run.file(folder / file)
+        forget_record(context.product)
         upload_folder(folder, context.product)
     for entry in scores.entries:  # without the steps in the key: MLflow draws quality over steps
         rows = [row for row in scores.rows if row.entry == entry.name]

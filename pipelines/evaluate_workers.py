@@ -21,7 +21,7 @@ from ldm_core.generation import PictureGenerator, PictureRequest
 from ldm_core.media.decode import to_image, to_pixels
 from ldm_core.media.shapes import Scene, render_scene
 from pipelines import ray_runtime
-from pipelines.recipes.schema import Workers
+from pipelines.recipes.sections import Workers
 from pipelines.scores import KINDS, Entry, Kind
 
 SHOWN = 16  # pictures kept of each kind
@@ -95,10 +95,11 @@ def score_on_ray(job: Job, workers: Workers, verbose: bool) -> Iterator[Result]:
     remedy = "lower evaluate.workers.cpus or .gpus"
     ray_runtime.check_room("evaluate", workers.cpus, workers.gpus, remedy)
     rows = job.rows()
+    most = min(workers.count, len(rows))
     results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         ScorePictures,  # type: ignore[arg-type]  # Ray makes it once in each worker
         fn_constructor_args=(job, workers.threads, workers.device),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers.count, len(rows))),
+        compute=ray.data.ActorPoolStrategy(min_size=1, initial_size=most, max_size=most),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
     )

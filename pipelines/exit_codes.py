@@ -67,7 +67,21 @@ def _mistake(error: BaseException) -> str | None:
     """The message for the user if the error is the user's to mend."""
     if isinstance(error, ValidationError):
         return describe_errors(error)
+    if isinstance(error, PermissionError | NotADirectoryError) and error.filename:
+        return f"{_one_line(error)}: name a place that can be written, or make this one so"
+    if _no_store_answers(error):
+        return f"{_one_line(error)}; check AWS_ENDPOINT_URL and the credentials"
     return " ".join(_text(error).split()) if isinstance(error, UserError) else None
+
+
+def _no_store_answers(error: BaseException) -> bool:
+    """Whether the object store cannot be reached, or knows nobody who asks like this."""
+    from botocore import exceptions as of_aws  # here: it is imported for nothing else
+
+    unheard = (of_aws.HTTPClientError, of_aws.ConnectionError)
+    refusals = (*unheard, of_aws.NoCredentialsError, of_aws.PartialCredentialsError)
+    no_access = isinstance(error, PermissionError) and not error.filename
+    return no_access or isinstance(error, refusals)
 
 
 def _raised(error: Exception) -> BaseException:

@@ -25,7 +25,8 @@ from ldm_core.training.step import TrainingStep
 from pipelines.progress import Progress
 from pipelines.progress_board import ProgressBoard
 from pipelines.ray_runtime import check_room, start
-from pipelines.recipes.schema import Recipe, Workers
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import Workers
 from pipelines.stage import EARLIER_SECONDS, Context, checkpoint_place
 from pipelines.tracking import Run
 

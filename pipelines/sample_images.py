@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, PngImagePlugin
 from ldm_core.errors import UserError
 from ldm_core.files import is_remote, join, write_bytes
 from ldm_core.generation import PictureGenerator, PictureRequest, annotate, grid_image
+from pipelines.credentials import masked
 from pipelines.model_uri import model_uri
 from pipelines.progress import Progress
 
@@ -37,6 +39,8 @@ def sample_images(
         UserError: no such model or device, something it cannot draw, or no place to write it.
     """
     folder = _is_folder(out)
+    if sys.stderr.isatty():
+        print(f"loading {masked(model)}", file=sys.stderr, flush=True)
     generator = PictureGenerator.load(model_uri(model), _usable(device))
     for request in requests:
         generator.check(request)

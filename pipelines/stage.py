@@ -79,6 +79,15 @@ def read_record(product: str) -> Record | None:
     return Record.model_validate(read_json(uri)) if exists(uri) else None
 
 
+def forget_record(product: str) -> None:
+    """What a stage does first when it begins to write its product.
+
+    Until then the product is what its record says, whatever becomes of the stage; from then on it
+    is half of something, or of two, until the new record is there.
+    """
+    remove(join(product, "record.json"))
+
+
 def say_verdict(stage: str, verdict: str) -> None:
     """The last line of a dry run."""
     print(f"{stage}: {verdict}", flush=True)
@@ -100,8 +109,10 @@ def run_stage(
 ) -> Record | None:
     """Run `work` unless the product already is what it would make; write the record last.
 
-    While it works there is no record, so a product half made, or by half another, is never taken
-    for finished. Checkpoints under the stage's digest are gone on with, but not with `force`.
+    `work` calls `forget_record` before it touches the product, so one that is half made, or by half
+    another, is never taken for finished, and a run that is refused or fails before that leaves the
+    former product finished. Checkpoints under the stage's digest are gone on with, but not with
+    `force`.
 
     In a dry run it only says which of the two it would be, and returns None if it would work.
 
@@ -132,9 +143,8 @@ def run_stage(
     check_cluster()  # now: a run that is opened for nothing stays as a failed one
     start = time.monotonic()
     with track(recipe, stage, digest, product) as run:
-        remove(
-            join(product, "record.json")
-        )  # not before MLflow has answered: nothing is touched yet
+        if record is not None and record.digest == digest:
+            forget_record(product)  # made again by force: a kill is gone on from without it
         run.tags({f"input.{name}": value for name, value in inputs.items()})
         summary = work(Context(recipe, stage, run, digest, product, inputs, options))
         earlier = summary.get(EARLIER_SECONDS, 0.0)

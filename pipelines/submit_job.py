@@ -25,8 +25,8 @@ from pipelines.quiet import VARIABLES
 from pipelines.ray_address import knock
 from pipelines.recipe_options import Arguments
 from pipelines.recipes.schema import Recipe
+from pipelines.stages import STAGES
 
-STAGES = ("autoencoder", "encode", "train", "distill", "evaluate")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 POLL_S = 2
 EXCLUDED = [".git", ".venv", "/demo", "mlruns", "*.db"]
@@ -77,7 +77,7 @@ def plan_submission(
     """Decide what to send, without sending it.
 
     Args:
-        stage: one of STAGES.
+        stage: name of one of STAGES.
         arguments: the recipe's words.
         flags: of the stage, e.g. "--force".
         address: of the dashboard; None takes RAY_ADDRESS if it is one, else this machine's.
@@ -87,8 +87,9 @@ def plan_submission(
     Raises:
         UserError: no such stage, recipe or folder.
     """
-    if stage not in STAGES:
-        raise UserError(f"no stage {stage} to submit; there are {', '.join(STAGES)}")
+    names = [each.name for each in STAGES]
+    if stage not in names:
+        raise UserError(f"no stage {stage} to submit; there are {', '.join(names)}")
     if not Path(working_dir).is_dir():
         raise UserError(f"--working-dir {working_dir} is no folder; name the project's")
     address = address or _address()

@@ -176,8 +176,9 @@ def _experiment(client: "MlflowClient", recipe: Recipe) -> str:
 
     if experiment := client.get_experiment_by_name(recipe.experiment):
         return str(experiment.experiment_id)
-    # MLflow's own choice for files beside a database is ./mlruns, wherever one happens to be
-    place = None if _chosen(recipe) else f"{_local_folder(recipe)}/mlruns"
+    place, uri = None, tracking_uri(recipe)
+    if uri.startswith("sqlite:///"):  # MLflow would take ./mlruns, wherever one happens to be
+        place = str(Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlruns")
     try:
         return str(client.create_experiment(recipe.experiment, artifact_location=place))
     except MlflowException:
@@ -243,7 +244,14 @@ def resolve_model(uri: str, registry: str | None = None) -> str:
         return uri
     from mlflow.exceptions import MlflowException
 
-    client = client_of(registry or os.environ.get("MLFLOW_TRACKING_URI"))
+    named = map(os.environ.get, ("MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_URI"))
+    registry = registry or next(filter(None, named), None)
+    if not registry:  # MLflow would look into ./mlflow.db, and make an empty one
+        raise UserError(
+            f"{uri} is a name in a model registry, and MLFLOW_TRACKING_URI does not say which: set "
+            "it, e.g. to sqlite:///PATH/OF/ROOT/mlflow.db, or pass the model's folder"
+        )
+    client = client_of(registry)
     name = uri.removeprefix("models:/")
     try:
         if "@" in name:

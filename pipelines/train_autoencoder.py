@@ -33,11 +33,12 @@ from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.meter import Meter
 from pipelines.picture_reader import Pictures
 from pipelines.ray_training import Job, due, fit, restore, save
-from pipelines.recipes.schema import AutoencoderSection, Recipe
-from pipelines.stage import Context, Options, Record, run_stage, say_verdict
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import AutoencoderSection
+from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
 
 STATISTICS = 512
-WARMUP_STEPS, LOG_EVERY = 20, 20
+WARMUP_STEPS = 20
 
 
 def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
@@ -58,10 +59,10 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
     def work(context: Context) -> dict[str, Any]:
         print(f"[autoencoder] {len(images)} pictures, {section.steps} steps", flush=True)
         train = partial(worker, images)  # all of them train on what was listed here
-        return fit(context, train, section.workers, section.steps, recipe.train.max_failures)
+        return fit(context, train, section.workers, section.steps, section.max_failures)
 
     sections = {
-        "autoencoder": section.model_dump(mode="json", exclude={"workers", "checkpoint_every"}),
+        "autoencoder": section.deciding(),
         "size": recipe.size,
         "seed": recipe.seed,
         "precision": recipe.precision,
@@ -97,7 +98,7 @@ def worker(images: list[CaptionedImage], config: dict[str, Job]) -> dict[str, An
         result = update(loss, warmup_then_decay(step, section.steps, WARMUP_STEPS, 0.4))
         meter.count(section.batch_size)
         done = step + 1
-        if rank == 0 and due(done, LOG_EVERY, section.steps):
+        if rank == 0 and due(done, section.log_every, section.steps):
             figures = {"loss": result.loss, "skipped_steps": update.skipped, **meter.read()}
             job.log(done, figures, f"loss {result.loss:.4f}")
         if done % section.checkpoint_every == 0 and done < section.steps:
@@ -114,7 +115,7 @@ def _new_update(recipe: Recipe, rank: int, world: int, device: torch.device) -> 
     optimizers = muon_and_adamw(
         network, hidden_kernels(network), section.learning_rate, 0.0, dtype, rank, world
     )
-    return TrainingStep(network, optimizers, device, dtype, clip_norm=1.0)
+    return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
 
 
 def _loss(
@@ -154,6 +155,7 @@ def _finish(job: Job, network: Any, pictures: Pictures, device: torch.device) ->
     job.run.image(sheet, "reconstructions", job.recipe.autoencoder.steps)
     with tempfile.TemporaryDirectory(prefix="ldm-autoencoder-") as folder:
         network.save_pretrained(folder, safe_serialization=True)
+        forget_record(job.product)
         remove(join(job.product, "config.json"))  # no old statistics beside new weights
         upload_folder(folder, job.product)
     return figures

@@ -19,8 +19,8 @@ from ldm_core.conditioning.text import TextCondition, drop_captions
 from ldm_core.diffusion.denoiser import Network
 from ldm_core.diffusion.timesteps import logit_normal
 from ldm_core.errors import UserError
-from ldm_core.latents.manifest import Manifest
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
+from ldm_core.latents.schema import bucket_name
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.model_directory import FORMAT, ModelConfig, Reference, save_model
 from ldm_core.objectives.flow_matching import flow_matching_loss
@@ -33,26 +33,24 @@ from pipelines.cards import teacher_card
 from pipelines.meter import Meter
 from pipelines.ray_training import Job, due, fit, restore, save
 from pipelines.recipe_options import describe_errors
-from pipelines.recipes.schema import DistillSection, Recipe, TrainSection
-from pipelines.stage import Context, Options, Record, run_stage
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import DistillSection, TrainSection
+from pipelines.stage import Context, Options, Record, forget_record, run_stage
 from pipelines.tracking import register_model
 from pipelines.training_pictures import TrainingPictures
-
-NOT_IN_DIGEST = frozenset(
-    {"workers", "log_every", "sample_every", "checkpoint_every", "max_failures", "compile"}
-)
 
 
 def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     """Train the teacher on the newest published version of the recipe's store.
 
     Raises:
-        UserError: no published version, or a width or patch size that does not fit its latents.
+        UserError: no published version, one of another size, or a width or patch size that does
+            not fit its latents.
     """
     recipe = recipe.located()
     version = LatentStore(recipe.product("latents")).open_version()
     section = recipe.train
-    check_sizes(section, version.manifest)
+    check_sizes(recipe, version)
 
     def work(context: Context) -> dict[str, Any]:
         manifest = version.manifest
@@ -70,7 +68,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
 
     sections = {
         "format": FORMAT,  # a former one's product and checkpoints are of another network
-        "train": section.model_dump(mode="json", exclude=set(NOT_IN_DIGEST)),
+        "train": section.deciding(),
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
@@ -85,12 +83,20 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     )
 
 
-def check_sizes(section: TrainSection, manifest: Manifest) -> None:
-    """Refuse here, not in a worker, a transformer that does not fit the store's latents.
+def check_sizes(recipe: Recipe, version: StoreVersion) -> None:
+    """Refuse here, not in a worker, what does not fit the store's latents.
 
     Raises:
-        UserError: a width, number of heads or patch size that does not divide.
+        UserError: pictures of another size, or a width, number of heads or patch size that does
+            not divide.
     """
+    section, manifest = recipe.train, version.manifest
+    if bucket_name(recipe.size, recipe.size) not in manifest.buckets:
+        raise UserError(
+            f"size is {recipe.size}, but {version.store.uri} version {version.number} holds "
+            f"pictures of {', '.join(manifest.buckets)} (height x width x frames): run "
+            "`ldm encode` at this size, or set size to the store's"
+        )
     for bucket in manifest.buckets:
         height, width, _ = (int(side) // manifest.downsampling for side in bucket.split("x"))
         try:  # the manifest does not know the embeddings' widths, and any of them would do
@@ -136,7 +142,12 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     if section.compile:
         for block in network.blocks:
             block.compile()
-    model = ray.train.torch.prepare_model(network, move_to_device=False)
+    model = ray.train.torch.prepare_model(
+        network,
+        move_to_device=False,
+        # every step goes through the same graph; DDP then takes 6 % less of a step on two cores
+        parallel_strategy_kwargs={"static_graph": True, "gradient_as_bucket_view": True},
+    )
     loss = partial(teacher_loss, recipe, model, reader.null_condition().to(device))
     pictures = TrainingPictures(job, reader, network.config, device) if rank == 0 else None
 
@@ -212,6 +223,7 @@ def _finish(
 def save_teacher(job: Job, version: StoreVersion, backbone: DiTConfig, ema: Ema) -> str:
     """Write the model directory; returns its digest."""
     recipe, manifest = job.recipe, version.manifest
+    forget_record(job.product)
     texts = {entry.name: entry for entry in manifest.texts}
     config = ModelConfig(
         kind="teacher",

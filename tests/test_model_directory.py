@@ -120,12 +120,19 @@ def test_nothing_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"_class_name": "UNet2DModel", "sample_size": 8}', "{", "[]", '{"format": 9}']
+    ("text", "words"),
+    [
+        ('{"_class_name": "UNet2DModel", "sample_size": 8}', "not of a teacher .* a UNet2DModel"),
+        ("{", "not JSON"),
+        ("[]", "not of a teacher"),
+        ('{"format": 9, "kind": "teacher"}', "another version of this program: format: "),
+    ],
 )
-def test_another_programs_config(tmp_path, text):
+def test_another_programs_config(tmp_path, text, words):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=f"{tmp_path}/config.json is not a model of this project"):
+    with pytest.raises(UserError, match=f"{tmp_path}/config.json is .*{words}") as refusal:
         load_model(str(tmp_path))
+    assert len(str(refusal.value)) < 500
 
 
 def test_weights_missing_cut_short_or_of_another_network(uri):

@@ -14,7 +14,8 @@ from pipelines.encode_plan import Job
 from pipelines.encode_workers import EncodeImages, EncodeTexts, Row, decode_shard
 from pipelines.ray_training import Job as TrainingJob
 from pipelines.recipes import RECIPES
-from pipelines.recipes.schema import AutoencoderSection, Recipe, Workers
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import AutoencoderSection, Workers
 from pipelines.stage import Context, Options, Record
 
 SIZE = 16

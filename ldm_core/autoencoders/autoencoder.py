@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_core.errors import UserError
-from ldm_core.files import exists, folder_digest, join, local_copy
+from ldm_core.files import exists, folder_digest, join, local_copy, read_json
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,40 @@ class DiffusersAutoencoder:
         )
 
 
+@dataclass(frozen=True)
+class AutoencoderFacts:
+    """What is to be known of an `Autoencoder` by who does not use it; attributes as there."""
+
+    digest: str
+    downsampling: int
+    latents_mean: tuple[float, ...] | None
+    latents_std: tuple[float, ...] | None
+
+
+def autoencoder_facts(uri: str) -> AutoencoderFacts:
+    """The facts of an autoencoder, from its files alone where they tell: diffusers takes seconds
+    to import. Damaged weights are then found by who loads them.
+
+    Raises:
+        UserError: nothing there, not an autoencoder of diffusers, or pickled weights.
+    """
+    there = uri != "identity" and exists(join(uri, "config.json"))
+    config = read_json(join(uri, "config.json")) if there else {}
+    if config.get("_class_name") != "AutoencoderKL":  # others shrink pictures in ways of their own
+        model = load_autoencoder(uri)
+        return AutoencoderFacts(
+            model.digest, model.downsampling, model.latents_mean, model.latents_std
+        )
+    with local_copy(uri) as folder:
+        _check_weights(folder, uri, "AutoencoderKL")
+        return AutoencoderFacts(
+            autoencoder_digest(folder),
+            2 ** (len(config.get("block_out_channels", (64,))) - 1),
+            _channels(config.get("latents_mean")),
+            _channels(config.get("latents_std")),
+        )
+
+
 def load_autoencoder(uri: str, device: str | torch.device = "cpu") -> Autoencoder:
     """Load "identity" or a diffusers autoencoder directory, local or remote.
 
@@ -142,15 +176,19 @@ def _load_module(folder: Path, uri: str) -> torch.nn.Module:
             f"{uri} holds a {name or 'model without _class_name'}, not an autoencoder of "
             "diffusers; expected a folder that `AutoencoderKL.save_pretrained` or a relative wrote"
         )
+    _check_weights(folder, uri, name)
+    module: torch.nn.Module = kind.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+    )
+    return module
+
+
+def _check_weights(folder: Path, uri: str, name: str) -> None:
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{uri} has no .safetensors weights, and pickled ones are never loaded; where you "
             f"trust them, load them with diffusers' {name} and save_pretrained() to a new folder"
         )
-    module: torch.nn.Module = kind.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-    )
-    return module
 
 
 def _channels(values: Any) -> tuple[float, ...] | None:

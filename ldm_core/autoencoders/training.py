@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_core.autoencoders.autoencoder import Posterior
@@ -24,6 +23,8 @@ def new_autoencoder(
     The log-variance starts at -6: with diffusers' default of 0 the decoder sees little but noise
     for the first hundreds of steps.
     """
+    from diffusers import AutoencoderKL  # here: it takes seconds, and drivers need it not
+
     levels = len(block_channels)
     with torch.random.fork_rng():  # the class initialises from the global generator
         torch.manual_seed(seed)

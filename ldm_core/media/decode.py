@@ -39,9 +39,7 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     except BadMedia:
         raise
     except Exception as error:  # a damaged file can make a parser raise anything
-        raise BadMedia(
-            "decode", _reason(error, data), f"{type(error).__name__}: {error}"
-        ) from error
+        raise BadMedia("decode", _reason(error, data), _detail(error, data)) from error
 
 
 def fit_to_square(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
@@ -84,6 +82,12 @@ def _reason(error: Exception, data: bytes) -> str:
     if riff_cut_short or told or isinstance(error, EOFError):
         return "truncated"
     return "undecodable"
+
+
+def _detail(error: Exception, data: bytes) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text has an object's address, no more
+        return f"begins with {data[:16]!r}; formats read: {', '.join(FORMATS)}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

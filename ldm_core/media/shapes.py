@@ -50,6 +50,7 @@ SUBPIXELS = 8  # samples per pixel and axis: 64 levels of coverage
 
 TRAINING_STREAM = 0  # first number of the random key; evaluation draws from another
 MIN_SIDE, MAX_SIDE, MAX_COUNT = 16, 2048, 1_000_000
+CAPTIONS = "captions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -179,24 +180,31 @@ def write_shapes(
     Raises:
         UserError: a count, size or seed out of range, or a folder holding other pictures.
     """
-    if not 1 <= count <= MAX_COUNT:
-        raise UserError(f"count is {count}; use 1 to {MAX_COUNT}")
     if not MIN_SIDE <= size <= MAX_SIDE:
         raise UserError(f"size is {size} pixels; use {MIN_SIDE} to {MAX_SIDE}")
-    files = [f"images/{index:06d}{_suffix(index)}" for index in range(count)]
-    _refuse_other_pictures(out / "images", {Path(file).name for file in files})
+    captions = captions_file(count, seed)
+    _refuse_other_pictures(out / "images", {_name(index) for index in range(count)})
     (out / "images").mkdir(parents=True, exist_ok=True)
-    (out / "captions.jsonl").unlink(missing_ok=True)
-    lines = []
-    for index, file in enumerate(files):
-        scene = draw_scene(seed, index)
-        _save(render_scene(scene, size), out / file)
-        lines.append(json.dumps(_record(scene, file)) + "\n")
+    (out / CAPTIONS).unlink(missing_ok=True)
+    for index in range(count):
+        _save(render_scene(draw_scene(seed, index), size), out / "images" / _name(index))
         if on_progress:
             on_progress(index + 1)
-    partial = out / "captions.jsonl.partial"
-    partial.write_text("".join(lines), encoding="utf-8")
-    os.replace(partial, out / "captions.jsonl")
+    partial = out / f"{CAPTIONS}.partial"
+    partial.write_text(captions, encoding="utf-8")
+    os.replace(partial, out / CAPTIONS)
+
+
+def captions_file(count: int, seed: int) -> str:
+    """The text of `captions.jsonl`: one scene a line, of which every picture is drawn.
+
+    Raises:
+        UserError: a count or seed out of range.
+    """
+    if not 1 <= count <= MAX_COUNT:
+        raise UserError(f"count is {count}; use 1 to {MAX_COUNT}")
+    scenes = (_record(draw_scene(seed, index), f"images/{_name(index)}") for index in range(count))
+    return "".join(json.dumps(scene) + "\n" for scene in scenes)
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -227,9 +235,9 @@ def _record(scene: Scene, file: str) -> dict[str, object]:
     return {key: value for key, value in record.items() if value is not None}
 
 
-def _suffix(index: int) -> str:
+def _name(index: int) -> str:
     """Mostly PNG, and every tenth a JPEG or a WebP, so that readers of both are exercised."""
-    return {3: ".jpg", 7: ".webp"}.get(index % 10, ".png")
+    return f"{index:06d}" + {3: ".jpg", 7: ".webp"}.get(index % 10, ".png")
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -22,6 +22,7 @@ _BOOKKEEPING = {"transformers_version", "_name_or_path", "is_local", "local_file
 _T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
 _CLIP_KINDS = ("clip", "clip_text_model")
+_CLIP_POSITIONS = 77  # where the config says nothing
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,9 @@ def _clip_digest(folder: Path, max_tokens: int) -> str:
 
 
 def _clip_limit(folder: Path, max_tokens: int) -> int:
-    from transformers import CLIPTextConfig
-
-    config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
-    return min(max_tokens, int(config.max_position_embeddings))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") or config  # of the whole CLIP, or of its text model alone
+    return min(max_tokens, int(text.get("max_position_embeddings", _CLIP_POSITIONS)))
 
 
 def _encoder_digest(folder: Path) -> str:

@@ -11,7 +11,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from ldm_core.files import absolute
 from ldm_core.generation import PictureGenerator
-from pipelines.recipes.schema import ServeSection
+from pipelines.recipes.sections import ServeSection
 from pipelines.serving.api import RETRY_AFTER_S
 from pipelines.serving.ingress import Ingress
 from pipelines.serving.sampler import Load, Sampler

@@ -13,9 +13,10 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, exists, join
+from ldm_core.files import absolute
+from ldm_core.model_directory import read_config
 from pipelines.ray_runtime import ray_session
-from pipelines.recipes.schema import ServeSection
+from pipelines.recipes.sections import ServeSection
 from pipelines.serving.app import APP_NAME, ServeArgs, build_app
 from pipelines.serving.web import GENERATIONS
 from pipelines.tracking import resolve_model
@@ -108,14 +109,9 @@ def check_model(uri: str) -> None:
     """Fail here in one line, not in a replica's log after Serve has tried three times.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or something else.
     """
-    found = absolute(resolve_model(uri))
-    if not exists(join(found, "config.json")):
-        raise UserError(
-            f"no model at {uri}: there is no {join(found, 'config.json')}; "
-            "train or distill one first, or pass --model with the folder of another"
-        )
+    read_config(absolute(resolve_model(uri)))
 
 
 def _check_port(section: ServeSection) -> None:
@@ -132,7 +128,7 @@ def _check_port(section: ServeSection) -> None:
             if error.errno == errno.EADDRINUSE:  # other errors: the proxies are on other machines
                 raise UserError(
                     f"{section.host}:{section.port} is taken by another program; stop it or "
-                    "choose another port with --set serve.port=…"
+                    "choose another port with --port"
                 ) from error
 
 

@@ -11,6 +11,7 @@ from ldm_core.autoencoders.autoencoder import (
     IdentityAutoencoder,
     Posterior,
     autoencoder_digest,
+    autoencoder_facts,
     load_autoencoder,
 )
 from ldm_core.errors import UserError
@@ -112,6 +113,7 @@ def test_an_autoencoder_without_a_posterior(new, tmp_path):
     assert torch.equal(posterior.sample(torch.ones_like(encoded)), encoded)  # no spread
     assert torch.equal(ours.decode(encoded), expected)
     assert encoded.shape == (2, ours.channels, *(32 // ours.downsampling,) * 2)
+    assert autoencoder_facts(str(tmp_path)).downsampling == ours.downsampling
 
 
 def test_the_digest_covers_weights_and_configuration(kl_folder, changed):
@@ -141,6 +143,14 @@ def test_from_a_bucket(kl_folder, s3):
     remote, local = load_autoencoder(f"{s3}/autoencoder"), load_autoencoder(str(kl_folder))
     assert remote.digest == local.digest
     assert torch.equal(remote.encode(PIXELS).mean, local.encode(PIXELS).mean)
+
+
+def test_what_the_files_tell_is_what_the_model_says(kl_folder, s3):
+    upload_folder(kl_folder, f"{s3}/facts")
+    for uri in (str(kl_folder), f"{s3}/facts", "identity"):
+        facts, model = autoencoder_facts(uri), load_autoencoder(uri)
+        for name in ("digest", "downsampling", "latents_mean", "latents_std"):
+            assert getattr(facts, name) == getattr(model, name), name
 
 
 def test_the_identity_is_exact():

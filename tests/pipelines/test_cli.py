@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from command_line import assert_mistake, files_under
+from PIL import Image
 from small_store import small_store
 from tiny_project import tiny_project
 
@@ -88,13 +89,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(ldm, tmp_path, words, named):
     [
         ("width=36", ("train: width 36", "heads (2)", "try width 40")),
         ("heads=3", ("train: width 32", "heads (3)", "try width 36")),
-        ("patch_size=3", ("train: a latent of 4 x 4", "3 x 3")),
+        ("patch_size=3", ("train: a latent of 8 x 8", "3 x 3")),
     ],
 )
 def test_a_transformer_that_does_not_fit_the_latents(ldm, tmp_path, override, named):
-    small_store(tmp_path / "run" / "latents", shape=(2, 4, 4))
+    small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
     before = files_under(tmp_path)
-    words = ("image-tiny", "--root", "run", "--set", f"train.{override}")
+    words = ("image-tiny", "--root", "run", "--set", "size=8", "--set", f"train.{override}")
     assert_mistake(ldm("train", *words), *named)
     assert files_under(tmp_path) == before
 
@@ -114,6 +115,15 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_driver_does_without_the_libraries_of_its_workers():
+    code = (
+        "import sys, pipelines.demo, pipelines.stages; "
+        "[stage.load() for stage in pipelines.stages.STAGES]; "
+        "assert not {'diffusers', 'transformers', 'mlflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -122,6 +132,11 @@ def test_import_is_light():
         (JobFailed("job 1 is FAILED"), 1, "ldm: job 1 is FAILED"),
         (RuntimeError("far away\nKeyError: 'x'\n"), 1, "ldm: RuntimeError: KeyError: 'x' (run"),
         (AssertionError(), 1, "ldm: AssertionError (run with --verbose"),
+        (
+            PermissionError(13, "Permission denied", "/out"),
+            2,
+            "ldm: PermissionError: [Errno 13] Permission denied: '/out': name a place",
+        ),
     ],
 )
 def test_exit_codes(capsys, error, code, line):
@@ -134,6 +149,25 @@ def test_exit_codes(capsys, error, code, line):
     assert len(printed.splitlines()) == 1
     exit_code(run, ["--verbose"])
     assert ("Traceback" in capsys.readouterr().err) == (code != 130)
+
+
+def test_pictures_of_another_size_than_the_stores(ldm, tmp_path):
+    small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
+    result = ldm("train", "image-tiny", "--root", "run", "--set", "size=16")
+    assert_mistake(result, "size is 16", "holds pictures of 8x8x1", "ldm encode")
+
+
+def test_an_object_store_that_does_not_answer(ldm, monkeypatch):
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()  # one of another test would still know its server
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    result = ldm("show", "s3://bucket/model")
+    S3FileSystem.clear_instance_cache()
+    assert_mistake(result, "127.0.0.1:9", "check AWS_ENDPOINT_URL")
 
 
 def test_a_mistake_found_by_a_ray_task_is_the_users(capsys):
@@ -204,10 +238,36 @@ def test_shapes_are_the_same_bytes(ldm, tmp_path):
     assert len(files_under(tmp_path / "a")) == 13
 
 
+def test_shapes_that_are_there_are_left_alone_and_others_replaced(ldm, tmp_path):
+    def shapes(*words) -> str:
+        return ldm("shapes", "a", "--count", 5, "--seed", 3, *words).stdout
+
+    shapes("--size", 16)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
+    assert "up to date: a has these 5 pictures" in shapes("--size", 16)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")} == written
+    assert "up to date" not in shapes("--size", 32)
+    lost = tmp_path / "a" / "images" / "000000.png"
+    lost.unlink()
+    shapes("--size", 32)
+    assert Image.open(lost).size == (32, 32)
+
+
+def test_shapes_do_not_go_among_pictures_of_the_users(ldm, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "cat.txt").write_text("a cat")
+    result = ldm("shapes", "own", "--count", 5)
+    assert result.exit_code == 2
+    assert "own already holds other files" in result.stderr
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["cat.txt"]
+
+
 def test_shapes_to_a_bucket(ldm, tmp_path, s3):
     import fsspec
 
     assert ldm("shapes", f"{s3}/cli/shapes", "--count", 3, "--size", 16).exit_code == 0
+    again = ldm("shapes", f"{s3}/cli/shapes", "--count", 3, "--size", 16)
+    assert "up to date" in again.stdout
     ldm("shapes", "local", "--count", 3, "--size", 16)
     fs, root = fsspec.core.url_to_fs(f"{s3}/cli/shapes")
     there = {path.removeprefix(f"{root}/"): fs.cat_file(path) for path in fs.find(root)}

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from command_line import assert_mistake, files_under
 from small_store import small_store
+from tiny_project import IDENTITY, model_config
 
 from ldm_core.files import join, write_json
 from pipelines import distill_student, train_denoiser
@@ -41,8 +42,8 @@ def test_dry_runs_write_nothing(ldm, tmp_path):
 
 
 def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp_path, monkeypatch):
-    version = small_store(tmp_path / "my run" / "latents", shape=(2, 4, 4))
-    words = ("image-tiny", "--root", "my run", "--set", "seed=5")
+    version = small_store(tmp_path / "my run" / "latents", shape=(2, 8, 8))
+    words = ("image-tiny", "--root", "my run", "--set", "size=8")
 
     def done(recipe, stage, product, sections, inputs, work, options):
         record = Record(
@@ -56,7 +57,7 @@ def test_a_stage_names_the_next_one_and_a_dry_run_knows_that_it_is_done(ldm, tmp
     with monkeypatch.context() as patch:
         patch.setattr(train_denoiser, "run_stage", done)
         result = ldm("train", *words)
-    assert result.stdout == "next: ldm distill image-tiny --root 'my run' --set seed=5\n"
+    assert result.stdout == "next: ldm distill image-tiny --root 'my run' --set size=8\n"
     before = files_under(tmp_path)
     again = ldm("train", *words, "--dry-run").stdout
     assert "made by run r in 3s" in again
@@ -88,7 +89,8 @@ def test_what_can_be_evaluated_is_suggested(ldm, tmp_path, monkeypatch, caption,
 
 
 def test_serve_dry_run_prints_what_serve_deploy_takes(ldm, tmp_path):
-    write_json(str(tmp_path / "run" / "student" / "config.json"), {})
+    config = model_config({"t5": IDENTITY, "clip": IDENTITY}, "student")
+    write_json(str(tmp_path / "run" / "student" / "config.json"), config.model_dump(mode="json"))
     before = files_under(tmp_path)
     result = ldm("serve", "--root", "run", "--port", 8123, "--set", "serve.max_replicas=3",
                  "--dry-run")  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from ldm_core.files import read_json
 from pipelines import demo, ray_runtime
 from pipelines.demo import run_demo
 from pipelines.recipes import RECIPES
-from pipelines.recipes.schema import Recipe, ServeSection
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import ServeSection
 from pipelines.stage import Options, read_record
 
 COUNT = 64
@@ -55,8 +57,8 @@ def test_models_of_the_users_own_pictures_are_not_evaluated(tmp_path, monkeypatc
     small_store(recipe.product("latents"), captions=(("a dog",),))
     Path(recipe.data).mkdir()
     Path(recipe.data, "metadata.jsonl").touch()
-    stages = [(stage, title, lambda *_: None) for stage, title, _ in demo.STAGES[:-1]]
-    judge = ("evaluate", "", lambda *_: pytest.fail("it was evaluated"))
+    stages = [replace(stage, load=lambda: lambda *_: None) for stage in demo.STAGES[:-1]]
+    judge = replace(demo.STAGES[-1], load=lambda: pytest.fail("it was evaluated"))
     monkeypatch.setattr(demo, "STAGES", (*stages, judge))
     monkeypatch.setattr(demo, "_ask_student", lambda *_: None)
     run_demo(recipe, Options(), COUNT)

@@ -16,7 +16,7 @@ from picture_folder import BAD, GOOD, SIZE, picture, picture_folder, read_captio
 from PIL import Image
 from tiny_runs import encode_here
 
-from ldm_core.autoencoders.autoencoder import IdentityAutoencoder
+from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
 from ldm_core.latents.reader import LatentReader
 from ldm_core.latents.schema import caption_digest, decode_array
@@ -24,9 +24,10 @@ from ldm_core.latents.store import LatentStore, StoreVersion
 from pipelines import encode_plan, ray_runtime
 from pipelines.encode_latents import _check_images, encode
 from pipelines.encode_on_ray import encode_pictures
-from pipelines.encode_plan import Job, make_plan, open_autoencoder
+from pipelines.encode_plan import Job, describe_autoencoder, make_plan
 from pipelines.exit_codes import exit_code
-from pipelines.recipes.schema import AutoencoderSection, EncodeSection, Recipe, TextSection, Workers
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, Workers
 from pipelines.stage import Options, Record
 
 
@@ -146,6 +147,7 @@ class TestLaterRuns:
         printed = capsys.readouterr().out
         assert "nothing new: version 1 stands" in printed
         assert "warning: 5 of 27 files rejected: 1 empty file, 1 file missing" in printed
+        assert "\n  empty.png: empty file\n" in printed
 
     def test_one_new_file_is_the_only_one_encoded(self, recipe, version, tmp_path):
         mine = copied(recipe, tmp_path)
@@ -292,17 +294,15 @@ def test_no_usable_file_is_the_users_mistake(recipe, tmp_path):
 
 class TestAtTheDoor:
     def test_a_size_the_autoencoder_cannot_take(self, recipe, tmp_path, monkeypatch):
-        class Coarse(IdentityAutoencoder):
-            downsampling = 8
-
-        monkeypatch.setattr(encode_plan, "load_autoencoder", lambda uri: Coarse())
+        coarse = AutoencoderFacts("identity", 8, None, None)
+        monkeypatch.setattr(encode_plan, "autoencoder_facts", lambda uri: coarse)
         mine = recipe.model_copy(update={"root": str(tmp_path), "size": 20})
         with pytest.raises(UserError, match=r"size 20 .* downsampling 8: try --set size=16"):
             encode(mine, Options())
 
     def test_two_jobs_at_once_are_noticed(self, recipe, tmp_path):
         mine = recipe.model_copy(update={"root": str(tmp_path)})
-        plan = make_plan(mine, open_autoencoder(mine))
+        plan = make_plan(mine, describe_autoencoder(mine))
         store = LatentStore(plan.job.store)
         store.create()
         with pytest.raises(UserError, match=r"27 rows missing, 0 too many\. One job at a time"):

@@ -16,7 +16,7 @@ from ldm_core.latents.store import LatentStore
 from pipelines import encode_workers
 from pipelines.encode_plan import Job
 from pipelines.encode_workers import EncodeImages, decode_shard, parts_of
-from pipelines.recipes.schema import Workers
+from pipelines.recipes.sections import Workers
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,8 @@ from pipelines import ray_runtime
 from pipelines.evaluate_model import COLUMNS, collect, evaluate
 from pipelines.evaluate_workers import Job, Result, ScorePictures
 from pipelines.judged_pictures import made_of_shapes
-from pipelines.recipes.schema import (
-    AutoencoderSection,
-    EvaluateSection,
-    Recipe,
-    TextSection,
-    Workers,
-)
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import AutoencoderSection, EvaluateSection, TextSection, Workers
 from pipelines.scores import ATTRIBUTES, Entry, Kind, Scores, chance_of, score
 from pipelines.scores_plot import plot_steps
 from pipelines.stage import Options, Record

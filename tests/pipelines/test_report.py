@@ -19,7 +19,8 @@ from pipelines.commands import command
 from pipelines.provenance import code
 from pipelines.recipe_options import Arguments
 from pipelines.recipes import RECIPES
-from pipelines.recipes.schema import AutoencoderSection, Recipe
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import AutoencoderSection
 from pipelines.report import write_report
 from pipelines.report_pictures import cut_sheet, data_uri
 from pipelines.scores import KINDS, Entry, Scores, chance_of, score

@@ -36,8 +36,8 @@ def recipe(s3: str, tmp_path_factory) -> Recipe:
     fsspec.filesystem("s3").put(str(folder / "data"), f"{s3}/project/data", recursive=True)
     sections = {
         # shorter than the tiny recipe's, but each with a checkpoint on the way
-        "autoencoder": {"source": "train", "steps": 4, "checkpoint_every": 2},
-        "train": {"steps": 4, "checkpoint_every": 2, "sample_every": 4, "max_failures": 0},
+        "autoencoder": {"source": "train", "steps": 4, "checkpoint_every": 2, "max_failures": 0},
+        "train": {"steps": 4, "checkpoint_every": 2, "sample_every": 4},
         "distill": {"steps": 4, "checkpoint_every": 2, "guidance_steps": 1},
     }
     recipe = tiny_recipe(f"{s3}/project/data", f"{s3}/project/root", workers=1, **sections)

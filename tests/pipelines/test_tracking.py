@@ -14,7 +14,7 @@ from pipelines.commands import command
 from pipelines.credentials import masked
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
-from pipelines.stage import Options, checkpoint_place, run_stage
+from pipelines.stage import Options, checkpoint_place, forget_record, run_stage
 from pipelines.tracking import register_model, resolve_model, track, tracking_uri
 
 TEXTS = {name: Reference(uri=f"/far/away/{name}", digest=f"of {name}") for name in ("t5", "clip")}
@@ -144,8 +144,11 @@ def test_what_is_half_made_is_not_taken_for_what_was_there(recipe):
         resumed = checkpoint.exists()
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.touch()
-        if killed:
+        if killed and not writing:
             raise RuntimeError("killed")
+        forget_record(product)
+        if killed:
+            raise RuntimeError("killed while it wrote")
         return {"resumed": resumed}
 
     def run(steps: int, force: bool = False) -> dict[str, bool]:
@@ -153,16 +156,37 @@ def test_what_is_half_made_is_not_taken_for_what_was_there(recipe):
         record = run_stage(recipe, "autoencoder", product, sections, {}, work, Options(force=force))
         return record.summary
 
-    killed = False
+    killed = writing = False
     assert run(1) == {"resumed": False}
-    killed = True
+    killed = writing = True
     for again in ({"steps": 2}, {"steps": 1}, {"steps": 1, "force": True}):
         with pytest.raises(RuntimeError):
             run(**again)
-    killed = False
+    killed = writing = False
     assert run(1) == {"resumed": True}
+    killed = True
+    with pytest.raises(RuntimeError):
+        run(1, force=True)
+    killed = False
+    assert run(1) == {"resumed": True}  # what was begun by force is gone on with
     assert run(2, force=True) == {"resumed": False}
     assert not list(Path(recipe.root, "checkpoints").glob("autoencoder-*/*"))
+
+
+def test_a_run_that_fails_before_it_writes_leaves_the_former_product_finished(recipe, capsys):
+    product = recipe.product("teacher")
+
+    def run(steps: int, work=lambda _: {}) -> str:
+        run_stage(recipe, "train", product, {"steps": steps}, {}, work, Options())
+        return capsys.readouterr().out
+
+    def refused(_) -> dict:
+        raise UserError("train needs 99 CPU")
+
+    run(1)
+    with pytest.raises(UserError):
+        run(2, refused)
+    assert "up to date" in run(1, pytest.fail)
 
 
 def test_without_its_server_a_finished_product_keeps_its_record(recipe):

@@ -21,9 +21,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from ray import cloudpickle
 from ray.serve.schema import ServeDeploySchema
+from tiny_project import IDENTITY, model_config
 
 from ldm_core.errors import UserError
-from pipelines.recipes.schema import ServeSection
+from pipelines.recipes.sections import ServeSection
 from pipelines.serving.app import ServeArgs, application, serve_config
 from pipelines.serving.serve_model import curl_line, serve_in_background
 
@@ -73,7 +74,8 @@ class Endpoint:
 def endpoint(ray_session, tmp_path_factory):
     """One replica, batches of 4, and a queue of 4 beside the 8 pictures it holds."""
     folder = tmp_path_factory.mktemp("student")
-    (folder / "config.json").write_text("{}")
+    config = model_config({"t5": IDENTITY, "clip": IDENTITY}, "student")
+    (folder / "config.json").write_text(config.model_dump_json())
     (folder / "batches.jsonl").touch()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
