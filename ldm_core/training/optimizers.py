@@ -88,7 +88,7 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32, steps: int
     x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if tall else x
 
 
