@@ -19,7 +19,7 @@ from ldm_core.files import (
     upload_folder,
     write_bytes,
 )
-from ldm_core.media.shapes import CAPTIONS, captions_file, write_shapes
+from ldm_core.media.shapes import CAPTIONS, caption_line, draw_scene, write_shapes
 from pipelines.progress import Progress
 
 OURS = {"images", CAPTIONS, f"{CAPTIONS}.partial"}
@@ -31,10 +31,9 @@ def make_shapes(out: str, count: int, size: int, seed: int) -> None:
     Raises:
         UserError: a number out of range, or a folder that holds pictures of the user's.
     """
-    captions = captions_file(count, seed)
     if holds_other_pictures(out):
         raise UserError(f"{out} already holds other files: choose an empty folder")
-    if _holds(out, captions, size):
+    if _holds(out, count, size, seed):
         print(f"[shapes] up to date: {out} has these {count} pictures", flush=True)
         return
     if not is_remote(out):
@@ -67,11 +66,22 @@ def holds_other_pictures(folder: str) -> bool:
     return bool(captions) and "objects" not in json.loads(captions.splitlines()[0])
 
 
-def _holds(out: str, captions: str, size: int) -> bool:
-    """Whether the data set of these captions and this size is there; its captions came last."""
-    if CAPTIONS not in names_in(out) or read_bytes(join(out, CAPTIONS)) != captions.encode():
+def _holds(out: str, count: int, size: int, seed: int) -> bool:
+    """Whether the data set of these numbers is there, whole; its captions came last.
+
+    A line is a function of seed and index, so those of two indices tell seeds apart.
+    """
+    lines = []
+    if CAPTIONS in names_in(out):
+        lines = read_bytes(join(out, CAPTIONS)).decode().splitlines()
+    ends = {0, count - 1}
+    if (
+        not lines
+        or len(lines) != count
+        or any(lines[i] != caption_line(draw_scene(seed, i), i) for i in ends)
+    ):
         return False
-    files = [json.loads(line)["file"] for line in captions.splitlines()]
+    files = [json.loads(line)["file"] for line in lines]
     if not {file.removeprefix("images/") for file in files} <= names_in(join(out, "images")):
         return False  # somebody took some away
     first = files[0]

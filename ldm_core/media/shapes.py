@@ -180,31 +180,28 @@ def write_shapes(
     Raises:
         UserError: a count, size or seed out of range, or a folder holding other pictures.
     """
+    if not 1 <= count <= MAX_COUNT:
+        raise UserError(f"count is {count}; use 1 to {MAX_COUNT}")
     if not MIN_SIDE <= size <= MAX_SIDE:
         raise UserError(f"size is {size} pixels; use {MIN_SIDE} to {MAX_SIDE}")
-    captions = captions_file(count, seed)
     _refuse_other_pictures(out / "images", {_name(index) for index in range(count)})
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / CAPTIONS).unlink(missing_ok=True)
+    lines = []
     for index in range(count):
-        _save(render_scene(draw_scene(seed, index), size), out / "images" / _name(index))
+        scene = draw_scene(seed, index)
+        _save(render_scene(scene, size), out / "images" / _name(index))
+        lines.append(caption_line(scene, index) + "\n")
         if on_progress:
             on_progress(index + 1)
     partial = out / f"{CAPTIONS}.partial"
-    partial.write_text(captions, encoding="utf-8")
+    partial.write_text("".join(lines), encoding="utf-8")
     os.replace(partial, out / CAPTIONS)
 
 
-def captions_file(count: int, seed: int) -> str:
-    """The text of `captions.jsonl`: one scene a line, of which every picture is drawn.
-
-    Raises:
-        UserError: a count or seed out of range.
-    """
-    if not 1 <= count <= MAX_COUNT:
-        raise UserError(f"count is {count}; use 1 to {MAX_COUNT}")
-    scenes = (_record(draw_scene(seed, index), f"images/{_name(index)}") for index in range(count))
-    return "".join(json.dumps(scene) + "\n" for scene in scenes)
+def caption_line(scene: Scene, index: int) -> str:
+    """The line of `captions.jsonl` that describes picture `index`."""
+    return json.dumps(_record(scene, f"images/{_name(index)}"))
 
 
 def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
