@@ -145,7 +145,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     model = ray.train.torch.prepare_model(
         network,
         move_to_device=False,
-        # every step goes through the same graph; DDP then takes 6 % less of a step on two cores
+        # every step goes through the same graph: DDP then keeps less account of it
         parallel_strategy_kwargs={"static_graph": True, "gradient_as_bucket_view": True},
     )
     loss = partial(teacher_loss, recipe, model, reader.null_condition().to(device))
