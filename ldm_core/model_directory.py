@@ -139,7 +139,7 @@ def read_config(uri: str) -> ModelConfig:
         raise UserError(f"{uri}/config.json is not JSON ({error}); copy it again") from error
     known = written if isinstance(written, dict) else {}
     if "kind" not in known:
-        made_for = f", but of a {known['_class_name']}" if "_class_name" in known else ""
+        made_for = f", but of class {known['_class_name']}" if "_class_name" in known else ""
         raise UserError(
             f"{uri}/config.json is not of a teacher or student{made_for}: name the folder of one, "
             "such as those `ldm train` and `ldm distill` write"

@@ -122,7 +122,10 @@ def test_nothing_there(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"_class_name": "UNet2DModel", "sample_size": 8}', "not of a teacher .* a UNet2DModel"),
+        (
+            '{"_class_name": "UNet2DModel", "sample_size": 8}',
+            "not of .* of class UNet2DModel",
+        ),
         ("{", "not JSON"),
         ("[]", "not of a teacher"),
         ('{"format": 9, "kind": "teacher"}', "another version of this program: format: "),
