@@ -1,6 +1,8 @@
-"""Pixels <-> latents, for any image autoencoder in diffusers' directory layout.
+"""Pixels <-> latents, for autoencoders in diffusers' directory layout: of pictures, and causal ones
+of videos.
 
-Shapes: B batch, H W pixels, h w latents (h = H / downsampling), C latent channels.
+Shapes: B batch, H W pixels, h w latents (h = H / downsampling), C latent channels; of a video T
+frames and t = 1 + (T - 1) / temporal downsampling frames of latents, the first of one frame alone.
 """
 
 import hashlib
@@ -15,10 +17,12 @@ from torch import Tensor
 from ldm_core.errors import UserError
 from ldm_core.files import exists, folder_digest, join, local_copy, read_json
 
+_PROBE = 24  # frames after the first: a multiple of every temporal downsampling up to 4, 6, 8, 12
+
 
 @dataclass(frozen=True)
 class Posterior:
-    """The diagonal Gaussian q(z | x): mean and log-variance, (B, C, h, w) each."""
+    """The diagonal Gaussian q(z | x): mean and log-variance, (B, C, h, w) or (B, C, t, h, w)."""
 
     mean: Tensor
     logvar: Tensor
@@ -34,22 +38,24 @@ class Autoencoder(Protocol):
     Attributes:
         digest: of weights and configuration; latents of another digest are stale.
         downsampling: pixels per latent along a side.
+        temporal_downsampling: frames per frame of latents after the first; None for pictures.
         channels: of the latent.
         latents_mean, latents_std: per channel, if the directory's config has them.
     """
 
     digest: str
     downsampling: int
+    temporal_downsampling: int | None
     channels: int
     latents_mean: tuple[float, ...] | None
     latents_std: tuple[float, ...] | None
 
     def encode(self, pixels: Tensor) -> Posterior:
-        """Pixels (B, 3, H, W) in [-1, 1] to the posterior over latents."""
+        """Pixels (B, 3, H, W), or (B, 3, T, H, W), in [-1, 1] to the posterior over latents."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w), as encoded (not normalised), to pixels in [-1, 1]."""
+        """Latents (B, C, h, w), or (B, C, t, h, w), not normalised, to pixels in [-1, 1]."""
         ...
 
 
@@ -58,6 +64,7 @@ class IdentityAutoencoder:
 
     digest = "identity"
     downsampling = 1
+    temporal_downsampling: int | None = None
     channels = 3
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
@@ -72,12 +79,16 @@ class IdentityAutoencoder:
 
 
 class DiffusersAutoencoder:
-    """A diffusers image autoencoder (AutoencoderKL, AutoencoderDC, AutoencoderTiny, …)."""
+    """A diffusers autoencoder (AutoencoderKL, AutoencoderDC, AutoencoderKLWan, …).
+
+    One of videos takes pictures too, as videos of one frame.
+    """
 
     def __init__(self, module: torch.nn.Module, digest: str, device: str | torch.device) -> None:
         self.module = module.eval().requires_grad_(False).to(device)
         self.digest = digest
         config: Any = module.config
+        self.temporal_downsampling = _temporal_downsampling(self.module)
         probe = self.encode(torch.zeros(1, 3, 64, 64)).mean
         self.channels = probe.shape[1]
         self.downsampling = 64 // probe.shape[-1]
@@ -86,23 +97,58 @@ class DiffusersAutoencoder:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Posterior:
-        """Pixels (B, 3, H, W) in [-1, 1] to the posterior; float32 on the CPU's side of things."""
+        """Pixels (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1] to the posterior, in float32.
+
+        Raises:
+            UserError: a video for an autoencoder of pictures, or one with frames left over.
+        """
         module: Any = self.module
-        out = module.encode(pixels.to(_device(module), _dtype(module)))
+        out = module.encode(self._input(pixels))
         if hasattr(out, "latent_dist"):
             mean, logvar = out.latent_dist.mean, out.latent_dist.logvar
         else:  # deterministic autoencoders (DC, Tiny) have no posterior
             mean = out.latent if hasattr(out, "latent") else out.latents
             logvar = torch.full_like(mean, -60.0)
+        if pixels.ndim == 5:
+            self._check_frames(pixels.shape[2], mean.shape[2])
+        elif mean.ndim == 5:
+            mean, logvar = mean[:, :, 0], logvar[:, :, 0]
         return Posterior(mean.float(), logvar.float())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) to pixels (B, 3, H, W), clamped to [-1, 1]."""
+        """Latents (B, C, h, w) to pixels (B, 3, H, W), or (B, C, t, h, w) to (B, 3, T, H, W),
+        clamped to [-1, 1].
+
+        Raises:
+            UserError: a video's latents for an autoencoder of pictures.
+        """
         module: Any = self.module
-        return (
-            module.decode(latents.to(_device(module), _dtype(module))).sample.float().clamp(-1, 1)
-        )
+        pixels: Tensor = module.decode(self._input(latents)).sample
+        if pixels.ndim > latents.ndim:
+            pixels = pixels[:, :, 0]
+        return pixels.float().clamp(-1, 1)
+
+    def _input(self, values: Tensor) -> Tensor:
+        """Pixels or latents as the module takes them: a module of videos takes nothing else."""
+        of_videos = self.temporal_downsampling is not None
+        if values.ndim == 5 and not of_videos:
+            raise UserError(
+                f"a video of {values.shape[2]} frames for an autoencoder of pictures: give it the "
+                "frames one by one, or take an autoencoder of videos"
+            )
+        values = values[:, :, None] if of_videos and values.ndim == 4 else values
+        return values.to(_device(self.module), _dtype(self.module))
+
+    def _check_frames(self, frames: int, latent_frames: int) -> None:
+        """diffusers' autoencoders drop left-over frames without a word."""
+        stride = self.temporal_downsampling or 1
+        if (latent_frames - 1) * stride != frames - 1:
+            least = 1 + (latent_frames - 1) * stride
+            raise UserError(
+                f"a video of {frames} frames: this autoencoder would drop all after frame {least}; "
+                f"give it 1 more than a multiple of {stride} frames"
+            )
 
 
 @dataclass(frozen=True)
@@ -189,6 +235,27 @@ def _check_weights(folder: Path, uri: str, name: str) -> None:
             f"{uri} has no .safetensors weights, and pickled ones are never loaded; where you "
             f"trust them, load them with diffusers' {name} and save_pretrained() to a new folder"
         )
+
+
+def _temporal_downsampling(module: Any) -> int | None:
+    """Frames per frame of latents, found by a probe; None where the encoder's convolutions are 2-D.
+
+    Raises:
+        UserError: the probe's frames are not counted as a causal autoencoder counts them.
+    """
+    convolutions = (torch.nn.Conv2d, torch.nn.Conv3d)
+    first = next(part for part in module.encoder.modules() if isinstance(part, convolutions))
+    if isinstance(first, torch.nn.Conv2d):
+        return None
+    probe = torch.zeros(1, 3, 1 + _PROBE, 64, 64, device=_device(module), dtype=_dtype(module))
+    with torch.no_grad():
+        later = module.encode(probe).latent_dist.mean.shape[2] - 1
+    if later < 1 or _PROBE % later:
+        raise UserError(
+            f"{type(module).__name__} made {1 + later} frames of latents of {1 + _PROBE}, "
+            "not one for the first and one for every few after it: take a causal video autoencoder"
+        )
+    return _PROBE // later
 
 
 def _channels(values: Any) -> tuple[float, ...] | None:
