@@ -17,10 +17,12 @@ from ldm_core.autoencoders.autoencoder import DiffusersAutoencoder, Posterior
 from ldm_core.autoencoders.losses import autoencoder_loss
 from ldm_core.autoencoders.training import (
     Reconstruction,
+    halved,
     latent_statistics,
     new_autoencoder,
     psnr,
 )
+from ldm_core.errors import UserError
 from ldm_core.files import file_sizes, join, remove, upload_folder
 from ldm_core.generation import grid_image
 from ldm_core.latents.ledger import fingerprint
@@ -39,13 +41,14 @@ from pipelines.stage import Context, Options, Record, forget_record, run_stage, 
 
 STATISTICS = 512
 WARMUP_STEPS = 20
+LEAST_HALVED = 16  # pixels: half of them is 8, 4 and 2 at the loss's three scales
 
 
 def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
     """Train the recipe's autoencoder; None if the recipe takes an existing one.
 
     Raises:
-        UserError: no pictures.
+        UserError: no pictures, or of a size that cannot be halved as the recipe wants.
     """
     recipe = recipe.located()
     section = recipe.autoencoder
@@ -54,6 +57,7 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
         if options.dry_run:
             say_verdict("autoencoder", "has nothing to do")
         return None
+    check_halving(recipe)
     images, sizes = list_captioned_images(recipe.data).images, file_sizes(recipe.data)
 
     def work(context: Context) -> dict[str, Any]:
@@ -71,6 +75,23 @@ def train_autoencoder(recipe: Recipe, options: Options) -> Record | None:
     return run_stage(
         recipe, "autoencoder", recipe.product("autoencoder"), sections, inputs, work, options
     )
+
+
+def check_halving(recipe: Recipe) -> None:
+    """Half a picture is to be whole latents, and wide enough for the loss's three scales.
+
+    Raises:
+        UserError: it is not, though the recipe halves.
+    """
+    section = recipe.autoencoder
+    side = 2 * section.downsampling
+    if section.halved_share and (recipe.size % side or recipe.size < LEAST_HALVED):
+        fitting = side * max(recipe.size // side, -(-LEAST_HALVED // side))
+        raise UserError(
+            f"autoencoder.halved_share is {section.halved_share:g}, so size is to be a multiple of "
+            f"{side} from {LEAST_HALVED} on, not {recipe.size}: try --set size={fitting} or "
+            "--set autoencoder.halved_share=0"
+        )
 
 
 def worker(images: list[CaptionedImage], config: dict[str, Job]) -> dict[str, Any]:
@@ -94,7 +115,7 @@ def worker(images: list[CaptionedImage], config: dict[str, Job]) -> dict[str, An
 
     meter = Meter()
     for step, (pixels, eps) in meter.waiting_for(prefetch(read, first, section.steps)):
-        loss = partial(_loss, section, reconstruct, pixels, eps)
+        loss = partial(_loss, section, reconstruct, pixels, eps, _halves(recipe, step))
         result = update(loss, warmup_then_decay(step, section.steps, WARMUP_STEPS, 0.4))
         meter.count(section.batch_size)
         done = step + 1
@@ -118,13 +139,23 @@ def _new_update(recipe: Recipe, rank: int, world: int, device: torch.device) -> 
     return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
 
 
+def _halves(recipe: Recipe, step: int) -> bool:
+    """Whether this step decodes halved latents: all workers alike, as that takes less time."""
+    u = random.uniform(recipe.seed, "halve", step, torch.zeros(1, dtype=torch.int64), ())
+    return bool(u < recipe.autoencoder.halved_share)
+
+
 def _loss(
-    section: AutoencoderSection, reconstruct: torch.nn.Module, pixels: Tensor, eps: Tensor
+    section: AutoencoderSection,
+    reconstruct: torch.nn.Module,
+    pixels: Tensor,
+    eps: Tensor,
+    halve: bool,
 ) -> Tensor:
     """(B,), in float32 whatever the network computes in."""
-    decoded, mean, logvar = reconstruct(pixels, eps)
+    decoded, mean, logvar = reconstruct(pixels, eps, halve)
     return autoencoder_loss(
-        pixels,
+        halved(pixels) if halve else pixels,
         decoded.float(),
         Posterior(mean.float(), logvar.float()),
         section.kl_weight,

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_core.autoencoders.autoencoder import Posterior
@@ -48,22 +49,33 @@ def new_autoencoder(
 class Reconstruction(nn.Module):
     """Pixels -> (reconstruction, posterior mean, posterior log-variance), in one forward pass.
 
-    One pass, because DDP averages gradients of what its `forward` computed.
+    One pass, because DDP averages gradients of what its `forward` computed. On some steps it may
+    halve the latents, to be compared with halved pictures (EQ-VAE, Kouzelis et al. 2025, with the
+    scale 1/2 alone): an autoencoder is otherwise free to put what a picture shows into fine,
+    irregular patterns, which a diffusion model is slow to learn.
     """
 
     def __init__(self, autoencoder: Any) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 
-    def forward(self, pixels: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`pixels` (B, 3, H, W) in [-1, 1], `eps` (B, C, h, w) standard normal."""
+    def forward(
+        self, pixels: Tensor, eps: Tensor, halve: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`pixels` (B, 3, H, W) in [-1, 1], `eps` (B, C, h, w) standard normal.
+
+        With `halve` the reconstruction is that of `halved(pixels)`.
+        """
         distribution = self.autoencoder.encode(pixels).latent_dist
         posterior = Posterior(distribution.mean, distribution.logvar)
-        return (
-            self.autoencoder.decode(posterior.sample(eps)).sample,
-            posterior.mean,
-            posterior.logvar,
-        )
+        latents = posterior.sample(eps)
+        decoded = self.autoencoder.decode(halved(latents) if halve else latents).sample
+        return decoded, posterior.mean, posterior.logvar
+
+
+def halved(images: Tensor) -> Tensor:
+    """Pictures or latents (B, C, H, W) at half the size, each value the mean of four."""
+    return F.avg_pool2d(images, 2)
 
 
 def latent_statistics(posterior: Posterior) -> tuple[list[float], list[float]]:

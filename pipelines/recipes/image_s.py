@@ -18,24 +18,28 @@ def image_s() -> Recipe:
         data="demo/data",
         root="demo",
         autoencoder=AutoencoderSection(
+            channels=3,
             block_channels=(16, 32, 64),
             batch_size=8,
-            steps=440,
+            steps=640,
             learning_rate=4e-3,
-            checkpoint_every=110,
+            kl_weight=2e-6,
+            halved_share=0.4,
+            checkpoint_every=160,
         ),
         train=TrainSection(
             width=96,
             depth=4,
             heads=4,
-            steps=2400,
+            steps=1900,
             batch_size=32,
             learning_rate=8e-3,
             decay_fraction=0.6,
-            timestep_shift=5,
+            timestep_std=0.8,
+            timestep_shift=3,
             ema_decay=0.99,
-            sample_every=1200,
-            checkpoint_every=600,
+            sample_every=950,
+            checkpoint_every=475,
         ),
         distill=DistillSection(
             batch_size=24,
@@ -56,7 +60,7 @@ def image_tiny() -> Recipe:
         root="demo/tiny",
         size=32,
         autoencoder=AutoencoderSection(
-            block_channels=(8, 8, 16), batch_size=8, steps=6, checkpoint_every=3
+            block_channels=(8, 8, 16), batch_size=8, steps=6, halved_share=0.5, checkpoint_every=3
         ),
         text=TextSection(tiny_width=16),
         encode=EncodeSection(shard_size=16, batch_size=8),

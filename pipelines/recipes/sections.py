@@ -78,6 +78,8 @@ class AutoencoderSection(TrainingSection):
         channels: latent channels.
         block_channels: channels of each level, finest first; log2(downsampling) + 1 of them.
         perceptual_weight: weight of the weight-free perceptual term.
+        halved_share: share of the steps on which halved latents are to decode to halved pictures
+            (EQ-VAE), for latents that are easier to learn from.
     """
 
     source: str = "train"
@@ -89,6 +91,7 @@ class AutoencoderSection(TrainingSection):
     batch_size: int = Field(32, ge=1)
     kl_weight: float = Field(1e-6, ge=0)
     perceptual_weight: float = Field(0.1, ge=0)
+    halved_share: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _levels(self) -> "AutoencoderSection":

@@ -48,6 +48,11 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ("train --set train.steps=[1", ("train.steps=[1", "YAML")),
         ("train --set autoencoder.block_channels=[8]", ("autoencoder: downsampling 4", "(8,)")),
         ("autoencoder --dry-run --set size=65", ("size 65", "downsampling 4", "--set size=64")),
+        (
+            "autoencoder --dry-run --set size=36 --set autoencoder.halved_share=.5",
+            ("halved_share is 0.5", "multiple of 8 from 16 on, not 36", "--set size=32"),
+        ),
+        ("autoencoder --dry-run --set size=8", ("from 16 on, not 8", "--set size=16")),
         ("show image-s --set autoencoder.block_channels=[0,8,8]", ("block_channels.0 is 0",)),
         ("train --set train.workers.count=5", ("train: batch_size 32", "count 5", "batch_size 35")),
         ("distill --set distill.batch_size=9", ("distill: batch_size 9", "count 2")),

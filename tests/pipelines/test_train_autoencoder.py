@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import tiny_recipe
 
+from ldm_core.autoencoders.training import halved
 from ldm_core.errors import UserError
 from ldm_core.latents.reader import sample_key
 from ldm_core.media.folder import list_captioned_images
@@ -14,6 +16,7 @@ from ldm_core.media.shapes import write_shapes
 from pipelines import picture_reader
 from pipelines import train_autoencoder as stage
 from pipelines.picture_reader import HELD_OUT, Pictures, split
+from pipelines.recipes.sections import AutoencoderSection
 from pipelines.stage import Options
 
 
@@ -68,3 +71,31 @@ def test_decoded_pictures_are_kept_up_to_a_number_of_bytes(tmp_path, monkeypatch
     assert pixels.shape == (4, 3, 16, 16)
     assert len(set(ids.tolist())) == 4
     assert pictures._read.cache_info().currsize == 2
+
+
+def test_the_share_of_steps_that_halve(tmp_path):
+    def halving(share: float, steps: int) -> list[bool]:
+        settings = {"source": "train", "halved_share": share}
+        recipe = tiny_recipe(str(tmp_path), str(tmp_path), autoencoder=settings)
+        return [stage._halves(recipe, step) for step in range(steps)]
+
+    assert not any(halving(0.0, 100))
+    assert all(halving(1.0, 100))
+    some = halving(0.4, 2000)
+    assert abs(np.mean(some) - 0.4) < 4 * np.sqrt(0.4 * 0.6 / 2000)
+    assert some[1000:1100] == halving(0.4, 1100)[1000:]  # whatever was asked before
+
+
+def test_a_halved_step_is_compared_with_halved_pictures():
+    seen = []
+
+    def reconstruct(pixels: torch.Tensor, eps: torch.Tensor, halve: bool):
+        seen.append(halve)
+        decoded = halved(pixels) if halve else pixels  # a perfect autoencoder
+        return decoded, torch.zeros_like(eps), torch.zeros_like(eps)
+
+    pixels, eps = torch.rand(2, 3, 16, 16), torch.randn(2, 3, 4, 4)
+    section = AutoencoderSection(steps=1)
+    for halve in (False, True):
+        assert stage._loss(section, reconstruct, pixels, eps, halve).tolist() == [0, 0]
+    assert seen == [False, True]
