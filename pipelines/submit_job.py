@@ -29,6 +29,7 @@ from pipelines.stages import STAGES
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 POLL_S = 2
+AGENT_S = 60  # a cluster that has just started answers before it takes jobs
 EXCLUDED = [".git", ".venv", "/demo", "mlruns", "*.db"]
 FORWARDED = ("AWS_", "MLFLOW_")
 # The rest of the forwarded variables is masked when shown.
@@ -116,7 +117,7 @@ def submit(submission: Submission, wait: bool = True) -> str:
     """Send the job, and unless told otherwise show its log until it ends; returns its id.
 
     Raises:
-        UserError: no cluster at the address.
+        UserError: no cluster at the address, or one that takes no jobs.
         JobFailed: the job failed or was stopped.
     """
     from ray.job_submission import JobSubmissionClient
@@ -129,15 +130,33 @@ def submit(submission: Submission, wait: bool = True) -> str:
             f"no Ray dashboard at {submission.address}; start one with `ray start --head`, or pass "
             "--address with another's"
         ) from error
-    job: str = client.submit_job(
-        entrypoint=submission.entrypoint, runtime_env=submission.runtime_env
-    )
+    job = _send(client, submission)
     print(f"job {job} on {submission.address}", flush=True)
     if wait:
         _follow(client, job, submission.address)
     else:
         print(f"next: ray job logs --follow --address {submission.address} {job}", flush=True)
     return job
+
+
+def _send(client: Any, submission: Submission) -> str:
+    """Id of the job, once the cluster takes it."""
+    patient_until = time.monotonic() + AGENT_S
+    while True:
+        try:
+            job: str = client.submit_job(
+                entrypoint=submission.entrypoint, runtime_env=submission.runtime_env
+            )
+            return job
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > patient_until:
+                raise UserError(
+                    f"the cluster at {submission.address} has had no agent to run a job for "
+                    f"{AGENT_S} s; look at its nodes with `ray status`, and submit again"
+                ) from error
+        time.sleep(POLL_S)
 
 
 def _follow(client: Any, job: str, address: str) -> None:

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.shapes import write_shapes
+from pipelines import submit_job
 
 pytestmark = pytest.mark.ray
 PROJECT = Path(__file__).parents[2]
@@ -121,3 +123,25 @@ def test_a_submitted_stage_runs_and_is_followed(cluster, environment, tmp_path):
     assert errors.splitlines()[-1].endswith(
         "is FAILED: Job entrypoint command failed with exit code 2"
     )
+
+
+class SlowToStart:
+    """A cluster's client whose agent comes up after so many tries."""
+
+    def __init__(self, tries: int) -> None:
+        self.tries = tries
+
+    def submit_job(self, **_: object) -> str:
+        self.tries -= 1
+        if self.tries >= 0:
+            raise RuntimeError("status code 500: No available agent to submit job, please try …")
+        return "raysubmit_1"
+
+
+def test_a_cluster_that_is_still_starting_is_waited_for(monkeypatch):
+    monkeypatch.setattr(submit_job, "POLL_S", 0)
+    submission = submit_job.Submission("http://127.0.0.1:1", "ldm", {})
+    assert submit_job._send(SlowToStart(3), submission) == "raysubmit_1"
+    monkeypatch.setattr(submit_job, "AGENT_S", -1)
+    with pytest.raises(UserError, match="http://127.0.0.1:1 has had no agent .* submit again"):
+        submit_job._send(SlowToStart(3), submission)
