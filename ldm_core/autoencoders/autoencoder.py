@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm_core.errors import UserError
 from ldm_core.files import exists, folder_digest, join, local_copy, read_json
 
-_PROBE = 24  # frames after the first: a multiple of every temporal downsampling up to 4, 6, 8, 12
+_PROBE = 24  # frames after the first: a multiple of temporal downsamplings 1 to 4, 6, 8 and 12
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,25 @@ GENERATOR = torch.Generator().manual_seed(0)
 VIDEO = torch.rand(2, 3, 9, 16, 16, generator=GENERATOR) * 2 - 1
 
 
-@pytest.fixture(scope="module")
-def autoencoder(tmp_path_factory) -> DiffusersAutoencoder:
-    folder = tmp_path_factory.mktemp("wan")
+def tiny_wan(in_time: list[bool]) -> AutoencoderKLWan:
+    """With a stride of 2 in time for every True."""
     torch.manual_seed(0)
-    AutoencoderKLWan(
+    return AutoencoderKLWan(
         base_dim=8,
         z_dim=4,
         dim_mult=[1, 2, 2],
         num_res_blocks=1,
         attn_scales=[],
-        temperal_downsample=[True, True],
+        temperal_downsample=in_time,
         latents_mean=[0.1, 0.2, 0.3, 0.4],
         latents_std=[1.0, 1.0, 1.0, 2.0],
-    ).save_pretrained(folder)
+    )
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory) -> DiffusersAutoencoder:
+    folder = tmp_path_factory.mktemp("wan")
+    tiny_wan([True, True]).save_pretrained(folder)
     return load_autoencoder(str(folder))
 
 
@@ -87,17 +92,7 @@ def test_a_stride_of_six():
 
 
 def test_frames_dropped_by_a_chunk_are_refused():
-    wan = AutoencoderKLWan(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2, 2],
-        num_res_blocks=1,
-        attn_scales=[],
-        temperal_downsample=[False, True],
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
-    autoencoder = DiffusersAutoencoder(wan, "", "cpu")
+    autoencoder = DiffusersAutoencoder(tiny_wan([False, True]), "", "cpu")
     assert autoencoder.temporal_downsampling == 2
     with pytest.raises(UserError, match="3 frames: this autoencoder would drop all after frame 1"):
         autoencoder.encode(VIDEO[:, :, :3])  # two are fewer than its chunks of four
