@@ -28,12 +28,13 @@ from ldm_core.errors import UserError
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.media.decode import to_image
 from ldm_core.model_directory import ModelConfig, Reference, load_model
-from ldm_core.samplers.euler import sample_euler
+from ldm_core.samplers.choice import SamplerChoice
 from ldm_core.samplers.events import OnStep
 from ldm_core.samplers.flow_map import sample_flow_map
 from ldm_core.text.encoders import TextEncoder, load_clip, load_t5
 
 MAX_STEPS = 1000
+DEFAULT_SAMPLER = SamplerChoice("euler")
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,16 @@ class PictureRequest:
     Attributes:
         prompt: any text; the empty one draws an unconditional picture.
         seed: of the noise, 0 <= seed < 2^63.
-        steps: network evaluations along the path; None takes the model's default.
+        steps: of the grid, an evaluation each with most samplers; None takes the model's default.
         guidance: scale w of D_u + w (D_c - D_u); None takes the model's default.
+        sampler: of a teacher; None is Euler's method. A student leaps by its own map.
     """
 
     prompt: str
     seed: int
     steps: int | None = None
     guidance: float | None = None
+    sampler: SamplerChoice | None = None
 
 
 class PictureGenerator:
@@ -119,6 +122,11 @@ class PictureGenerator:
                 f"guidance is {guidance}, but {self.uri} is a student with its teacher's guidance "
                 "folded in: leave it at 1, or use the teacher"
             )
+        if self.kind == "student" and request.sampler is not None:
+            raise UserError(
+                f"sampler is {request.sampler.name}, but {self.uri} is a student, which leaps by "
+                "its own map: leave the sampler out, or use the teacher"
+            )
 
     def embed(self, prompts: Sequence[str]) -> TextCondition:
         """Prompts to the network's condition."""
@@ -139,18 +147,19 @@ class PictureGenerator:
     ) -> np.ndarray:
         """Draw the pictures, (B, size, size, 3) uint8, in the order of the requests.
 
-        Requests with the same number of steps share a batch; prompt, seed and guidance may differ.
+        Requests with the same steps and sampler share a batch; the rest may differ.
 
         Raises:
             UserError: see `check`.
         """
         pictures = np.zeros((len(requests), self.size, self.size, 3), np.uint8)
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, SamplerChoice], list[int]] = {}
         for index, request in enumerate(requests):
             self.check(request)
-            groups.setdefault(self._resolve(request)[0], []).append(index)
-        for steps, indices in groups.items():
-            latents = self._sample([requests[i] for i in indices], steps, on_step)
+            key = (self._resolve(request)[0], request.sampler or DEFAULT_SAMPLER)
+            groups.setdefault(key, []).append(index)
+        for (steps, sampler), indices in groups.items():
+            latents = self._sample([requests[i] for i in indices], steps, sampler, on_step)
             pictures[indices] = self.decode(latents)
         return pictures
 
@@ -159,7 +168,13 @@ class PictureGenerator:
         raw = latents.cpu() * self._std + self._mean
         return to_image(self.autoencoder.decode(raw.to(self.device)).cpu())
 
-    def _sample(self, requests: list[PictureRequest], steps: int, on_step: OnStep | None) -> Tensor:
+    def _sample(
+        self,
+        requests: list[PictureRequest],
+        steps: int,
+        sampler: SamplerChoice,
+        on_step: OnStep | None,
+    ) -> Tensor:
         backbone = self.config.backbone
         shape = (backbone.in_channels, *backbone.latent_size)
         x_T = torch.cat([_noise(request.seed, shape) for request in requests]).to(self.device)
@@ -168,7 +183,8 @@ class PictureGenerator:
         if self.kind == "student":
             return sample_flow_map(FlowMap(self.network), x_T, grid, cond, on_step)
         scales = torch.tensor([self._resolve(request)[1] for request in requests])
-        return sample_euler(self._guided(scales.to(self.device)), x_T, grid, cond, on_step)
+        denoiser = self._guided(scales.to(self.device))
+        return sampler.sample(denoiser, x_T, grid, cond, [r.seed for r in requests], on_step)
 
     def _guided(self, scales: Tensor) -> DenoiserLike:
         plain = Denoiser(self.network, FlowProcess(), Prediction.VELOCITY)

@@ -90,9 +90,17 @@ def sample(
     ] = "samples.png",
     count: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Of a prompt's first picture; then 1 more each.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Network passes; default: the model's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps from noise to picture; default: the model's.")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale, 1 is none; default: the model's.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Of a teacher, e.g. heun, dpmpp-2m; default: euler.")
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="The sampler's noise, 0 to 1; default: the sampler's.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …; auto takes a GPU if any.")] = "auto",
     verbose: Verbose = False,
@@ -102,9 +110,10 @@ def sample(
     Example: ldm sample --model demo/student
     --prompt "a large red circle in the center, white background"
     """
-    from pipelines.sample_images import picture_requests, sample_images
+    from pipelines.sample_images import picture_requests, sample_images, sampler_choice
 
-    requests = picture_requests(prompt, count, seed, steps, guidance)
+    choice = sampler_choice(sampler, eta)
+    requests = picture_requests(prompt, count, seed, steps, guidance, choice)
     columns = count if len(prompt) > 1 else None
     print("\n".join(sample_images(model, requests, out, columns, device)))
 

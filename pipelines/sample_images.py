@@ -13,7 +13,14 @@ from PIL import Image, PngImagePlugin
 
 from ldm_core.errors import UserError
 from ldm_core.files import is_remote, join, write_bytes
-from ldm_core.generation import PictureGenerator, PictureRequest, annotate, grid_image
+from ldm_core.generation import (
+    DEFAULT_SAMPLER,
+    PictureGenerator,
+    PictureRequest,
+    annotate,
+    grid_image,
+)
+from ldm_core.samplers.choice import SamplerChoice
 from pipelines.credentials import masked
 from pipelines.model_uri import model_uri
 from pipelines.progress import Progress
@@ -58,7 +65,12 @@ def sample_images(
 
 
 def picture_requests(
-    prompts: Sequence[str], count: int, seed: int, steps: int | None, guidance: float | None
+    prompts: Sequence[str],
+    count: int,
+    seed: int,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: SamplerChoice | None = None,
 ) -> list[PictureRequest]:
     """`count` pictures of each prompt; those of every prompt have seed, seed + 1, ….
 
@@ -72,10 +84,17 @@ def picture_requests(
             f"{len(prompts)} prompts with {count} pictures each; ask for 1 to {MAX_PICTURES} in all"
         )
     return [
-        PictureRequest(prompt, seed + i, steps, guidance)
+        PictureRequest(prompt, seed + i, steps, guidance, sampler)
         for prompt in prompts
         for i in range(count)
     ]
+
+
+def sampler_choice(name: str | None, eta: float | None) -> SamplerChoice | None:
+    """What was chosen, if anything; eta alone is Euler's, which has none, and is refused."""
+    if name is None and eta is None:
+        return None
+    return SamplerChoice(name or DEFAULT_SAMPLER.name, eta)
 
 
 def _is_folder(out: str) -> bool:

@@ -11,6 +11,7 @@ from tiny_project import CAPTIONS, SIZE, tiny_project
 from ldm_core import random
 from ldm_core.errors import UserError
 from ldm_core.generation import PictureGenerator, PictureRequest, annotate, grid_image
+from ldm_core.samplers.choice import SamplerChoice
 
 REQUESTS = [
     PictureRequest("a red cat", 3),
@@ -102,6 +103,24 @@ def test_a_student_leaps(student):
     assert grey_levels(picture[None], to_pixels(student, x)) <= 1
 
 
+def test_solvers_of_the_same_path_agree_and_noise_leaves_it(teacher):
+    names = ("euler", "heun", "dpmpp-2m", "unipc", "ddim")
+    requests = [replace(REQUESTS[0], steps=200, sampler=SamplerChoice(name)) for name in names]
+    euler, *others = teacher.generate(requests)
+    for name, picture in zip(names[1:], others, strict=True):
+        assert grey_levels(euler, picture) <= 4, name
+    noisy = replace(requests[0], sampler=SamplerChoice("ddim", eta=1.0))
+    [first], [again] = teacher.generate([noisy]), teacher.generate([noisy])
+    assert np.array_equal(first, again)
+    assert grey_levels(first, euler) > 8
+
+
+def test_a_student_has_its_own_sampler(student):
+    request = PictureRequest("a red cat", 3, sampler=SamplerChoice("heun"))
+    with pytest.raises(UserError, match="sampler is heun, but .*student.* use the teacher"):
+        student.check(request)
+
+
 def test_every_step_is_shown(student):
     seen = []
     student.generate([PictureRequest("", 0, steps=3)], on_step=seen.append)
@@ -146,7 +165,7 @@ def test_a_png_says_how_it_was_drawn(teacher):
     image = Image.open(io.BytesIO(annotate(picture, request, teacher)))
     assert np.array_equal(np.asarray(image), picture)
     assert json.loads(image.text["ldm"]) == {
-        "prompt": request.prompt, "seed": 7, "steps": 2, "guidance": 1.5,
+        "prompt": request.prompt, "seed": 7, "steps": 2, "guidance": 1.5, "sampler": None,
         "model": teacher.digest,
     }  # fmt: skip
 

@@ -60,7 +60,7 @@ def sample_ddpm(
         x = transition_mean(process, x, x0, t, r, keep=q)
         if r > 0 or noisy_end:
             level = process.sigma((t if variance == "fixed_large" else r).double())
-            x = x + level * (1 - q.square()).sqrt() * noise(index)
+            x = x + level * (1 - q.square()).sqrt() * noise(index).to(x.dtype)
     return x
 
 

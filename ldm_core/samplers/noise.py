@@ -8,7 +8,7 @@ so that draws over a step and over a part of it are correlated as the SDE wants 
 any number of steps follow the same path.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -38,6 +38,25 @@ def counter_noise(seed: int, ids: Tensor, shape: tuple[int, ...]) -> Noise:
         k -> (B, *shape) float32 on the device of `ids`.
     """
     return lambda k: random.normal(seed, "sampler", k, ids, shape)
+
+
+def seeded_noise(seeds: Sequence[int], like: Tensor) -> Noise:
+    """Draws for pictures with a seed each, whatever else is drawn beside them.
+
+    Args:
+        seeds: B of them.
+        like: (B, ...) the pictures' states; gives shape and device.
+    """
+    first = torch.zeros(1, dtype=torch.int64, device=like.device)
+    draws = [counter_noise(seed, first, like.shape[1:]) for seed in seeds]
+    return lambda k: torch.cat([draw(k) for draw in draws])
+
+
+def seeded_path(seeds: Sequence[int], like: Tensor, end: float) -> Brownian:
+    """Paths of pictures with a seed each; arguments as in `seeded_noise` and `BrownianPath`."""
+    first = torch.zeros(1, dtype=torch.int64, device=like.device)
+    paths = [BrownianPath(seed, first, like.shape[1:], end) for seed in seeds]
+    return lambda t, r: torch.cat([path(t, r) for path in paths])
 
 
 class BrownianPath:

@@ -85,6 +85,25 @@ def test_sample_does_not_draw_what_it_cannot_write(ldm, tmp_path, student, monke
         assert f"--out {out}: cannot write in file" in result.stderr.splitlines()[-1]
 
 
+def test_sample_with_a_sampler_of_ones_own(ldm, tmp_path, student, tmp_path_factory):
+    teacher = tiny_project(tmp_path_factory.mktemp("project"))
+    words = ("sample", "--model", teacher, "--prompt", "a red cat", "--seed", 3)
+    pictures = {}
+    for name, more in {"plain": (), "2m": ("--sampler", "dpmpp-2m"),
+                       "eta": ("--sampler", "ddim", "--eta", 1.0)}.items():  # fmt: skip
+        assert ldm(*words, *more, "--out", f"{name}.png").exit_code == 0
+        pictures[name] = Image.open(tmp_path / f"{name}.png").tobytes()
+    assert len(set(pictures.values())) == 3
+    assert text_of(tmp_path / "plain.png")["sampler"] is None
+    assert text_of(tmp_path / "eta.png")["sampler"] == {"name": "ddim", "eta": 1.0}
+    assert_mistake(ldm(*words, "--sampler", "heun", "--eta", 0.5), "eta is 0.5, but heun is")
+    assert_mistake(ldm(*words, "--eta", 0.5), "eta is 0.5, but euler is an ODE solver")
+    assert_mistake(ldm(*words, "--sampler", "plms"), "sampler 'plms'")
+    on_student = ("sample", "--model", student, "--prompt", "x", "--sampler", "heun")
+    result = ldm(*on_student)
+    assert (result.exit_code, "sampler is heun" in result.stderr.splitlines()[-1]) == (2, True)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here cuda can be used")
 def test_sample_refuses_a_gpu_that_is_not_there(ldm):
     result = ldm("sample", "--model", "nowhere", "--prompt", "x", "--device", "cuda")
