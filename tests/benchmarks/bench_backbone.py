@@ -6,7 +6,9 @@ Both networks are timed in turn, round by round, on the same inputs; a row is th
 rounds' ratios, so that what else the machine does falls on both. Compiled means both are, mixed
 that only ours is. FLOPs are those of the matrix products, a multiply-add counted as 2, as torch's
 counter finds them in our network; MFU divides them by time and by --peak, the device's dense peak
-in the dtype.
+in the dtype. The last column is the ratio that a network of the same products and attention would
+have if all else, norms, gates, activations and copies, cost nothing: they are run alone, in the
+same rounds.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import torch
 from diffusers import DiTTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm_core.backbones.diffusers_adapter import DiffusersNetwork
@@ -117,19 +120,40 @@ def seconds(run: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(ours: Callable[[], None], theirs: Callable[[], None], args: argparse.Namespace) -> dict:
-    """Medians over rounds, after a warm-up of both."""
-    for run in (ours, theirs) * 2:
+class Products(TorchDispatchMode):
+    """Remembers every matrix product, convolution and attention, to run them again alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "bmm", "baddbmm") or "convolution" in name or "_dot_" in name:
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def again(self) -> None:
+        """All of them, with the tensors they had."""
+        with torch.no_grad():
+            for func, args, kwargs in self.calls:
+                func(*args, **kwargs)
+
+
+def compare(runs: list[Callable[[], None]], args: argparse.Namespace) -> dict:
+    """Medians over rounds, after a warm-up; `runs` are ours, theirs, and our products alone."""
+    for run in runs * 2:
         seconds(run, args.device)
     rounds = []
     for index in range(args.rounds):
-        first, second = (ours, theirs) if index % 2 else (theirs, ours)
-        times = {first: seconds(first, args.device), second: seconds(second, args.device)}
-        rounds.append((times[ours], times[theirs]))
+        turn = [(index + k) % len(runs) for k in range(len(runs))]
+        times = {k: seconds(runs[k], args.device) for k in turn}
+        rounds.append([times[k] for k in range(len(runs))])
     return {
-        "ours": statistics.median(a for a, _ in rounds),
-        "theirs": statistics.median(b for _, b in rounds),
-        "ratio": statistics.median(b / a for a, b in rounds),
+        "ours": statistics.median(ours for ours, _, _ in rounds),
+        "theirs": statistics.median(theirs for _, theirs, _ in rounds),
+        "ratio": statistics.median(theirs / ours for ours, theirs, _ in rounds),
+        "most": statistics.median(theirs / products for _, theirs, products in rounds),
     }
 
 
@@ -168,7 +192,10 @@ def main() -> None:
     name = torch.cuda.get_device_name() if args.device == "cuda" else "cpu"
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; multiply-add = 2")
     print(f"width {args.width}, depth {args.depth}, heads {args.heads}, batch {args.batch}")
-    print("model tokens dtype mode     pass    ours/ms theirs/ms  ratio  difference  TFLOP/s  MFU")
+    print(
+        "model tokens dtype mode     pass    ours/ms theirs/ms  ratio  difference  TFLOP/s", end=""
+    )
+    print("  MFU  at most")
     settings = itertools.product(args.models, args.tokens, args.dtypes, args.modes)
     for model, tokens, dtype, mode in settings:
         row(args, model, tokens, dtype, mode)
@@ -190,15 +217,16 @@ def row(args: argparse.Namespace, model: str, tokens: int, dtype: str, mode: str
     for name in args.passes:
         run = PASSES[name]
         work = flops(lambda run=run: run(networks[0], batch))
-        result = compare(
-            lambda run=run: run(runs[0], batch), lambda run=run: run(runs[1], batch), args
-        )
+        with Products() as products:
+            run(networks[0], batch)
+        both_runs = [lambda run=run, network=network: run(network, batch) for network in runs]
+        result = compare([*both_runs, products.again], args)
         speed = work / result["ours"] / 1e12
         mfu = f"{speed / args.peak:.1%}" if args.device == "cuda" else "-"
         print(
             f"{model:5} {tokens:6} {dtype:5} {mode:8} {name:7} {1e3 * result['ours']:8.2f} "
             f"{1e3 * result['theirs']:9.2f} {result['ratio']:6.2f}  {apart:10.1e} {speed:8.3f}  "
-            f"{mfu}",
+            f"{mfu}  {result['most']:7.2f}",
             flush=True,
         )
 
