@@ -58,14 +58,32 @@ def probe(sample, denoiser, grid, start, draws=None):
 
 def probe_path(sample, denoiser, grid, start):
     """As `probe`, with `path`: the unit draws are increments between the times it is asked for."""
-    asked = set()
+    knots = asked(sample, denoiser, grid)
+    return _moments(along(sample, denoiser, grid, knots), start)
+
+
+def strong_difference(sample, denoiser, grids, start):
+    """Root mean square of what two grids make of the same x_T ~ N(*start) and the same path."""
+    knots = torch.cat([asked(sample, denoiser, grid) for grid in grids]).unique()
+    one, other = (along(sample, denoiser, grid, knots) for grid in grids)
+    mean, std = _moments(one - other, start)
+    return (mean**2 + std**2) ** 0.5
+
+
+def asked(sample, denoiser, grid):
+    """The times at which a sampler needs the path, rising."""
+    times = set()
 
     def listen(t, r):
-        asked.update((float(t), float(r)))
+        times.update((float(t), float(r)))
         return torch.zeros(1, 1, dtype=torch.float64)
 
     sample(denoiser, torch.zeros(1, 1, dtype=torch.float64), grid, None, path=listen)
-    knots = torch.tensor(sorted(asked), dtype=torch.float64)
+    return torch.tensor(sorted(times), dtype=torch.float64)
+
+
+def along(sample, denoiser, grid, knots):
+    """What is made of zeros, of a unit start and of a unit draw between each two of `knots`."""
     x_T = torch.zeros(1 + len(knots), 1, dtype=torch.float64)
     x_T[1] = 1
 
@@ -75,7 +93,7 @@ def probe_path(sample, denoiser, grid, start):
         z[2:, 0] = (inside * knots.diff()).sqrt() / (t - r).sqrt()
         return z
 
-    return _moments(sample(denoiser, x_T, grid, None, path=path), start)
+    return sample(denoiser, x_T, grid, None, path=path)
 
 
 def _moments(result, start):

@@ -35,6 +35,18 @@ def test_fixed_large_is_exact_for_unit_normal_data(steps):
     assert table_moments(noisy, steps, 0.0, 1.0) == (0, pytest.approx(1, abs=1e-12))
 
 
+@each_process
+def test_fixed_large_is_exact_on_the_circle_alone(process):
+    """Where alpha^2 + sigma^2 = 1, so that N(0, 1) stays itself: not on a flow and not on VE."""
+    grid = log_snr_grid(process, 7, first=-2.0, last=1.5, to_data=False)
+    start, expected = (marginal(process, t, 0.0, 1.0) for t in (grid[0], grid[-1]))
+    noisy = partial(sample_ddpm, variance="fixed_large")
+    mean, std = probe(noisy, gaussian(process, 0.0, 1.0), grid, start)
+    assert mean == pytest.approx(0, abs=1e-12)
+    exact = std == pytest.approx(expected[1], abs=1e-12)
+    assert exact == (expected[1] == pytest.approx(1, abs=1e-9))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 10, 50])
 def test_fixed_large_without_the_last_draw(steps):
     """Exact above the data still; the last step returns the estimate, alpha_t x_t."""
@@ -125,8 +137,9 @@ def test_an_exact_consistency_function_returns_the_data(process, steps):
     assert moments == pytest.approx((MEAN, STD), abs=1e-14)
 
 
-def test_a_denoiser_is_not_a_consistency_function():
+@each_process
+def test_a_denoiser_is_not_a_consistency_function(process):
     """Mutation: E[x0 | x_t] for f shrinks the data."""
-    process, grid = PROCESSES["flow"], linear_grid(4, dtype=torch.float64)
+    grid = linear_grid(4, dtype=torch.float64) * process.end
     start = marginal(process, grid[0])
     assert probe(sample_consistency, gaussian(process), grid, start)[1] < 0.9 * STD

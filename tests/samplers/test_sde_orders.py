@@ -1,4 +1,9 @@
-"""Weak order: how fast the standard deviation of the result nears that of the marginal."""
+"""Weak order: how fast the standard deviation of the result nears that of the marginal.
+
+On flow, VP and VE. Most samplers know nothing but levels, so that equal steps of lambda are the
+same to them on every process (see `test_sde_identities.py`), but for a Brownian path, which runs in
+time; equal steps of time are another grid of levels on each.
+"""
 
 from functools import partial
 from itertools import count
@@ -17,28 +22,29 @@ from ldm_core.samplers.dpm_solver_sde import sample_dpmpp_2m_sde, sample_dpmpp_s
 from ldm_core.samplers.er_sde import sample_er_sde
 from ldm_core.samplers.euler_maruyama import sample_euler_maruyama
 
-STEPS = (40, 80, 160)
-SMOOTH = ("flow", "trig", "vp sde", "ve")  # of a table, slopes jump at its rows
 
-
-def times(process, steps):
+def in_lambda(process, steps):
     return log_snr_grid(process, steps, first=-3.0, last=3.0, to_data=False)
 
 
-def std_by_noise(sample, process, steps, draws=1):
-    grid = times(process, steps)
+def in_time(process, steps):
+    first, last = log_snr_grid(process, 1, first=-1.0, last=1.0, to_data=False)
+    return torch.linspace(first, last, steps + 1, dtype=torch.float64)
+
+
+def std_by_noise(sample, process, grid, draws=1):
     start = marginal(process, grid[0])
-    return probe(sample, gaussian(process), grid, start, draws * steps)[1]
+    return probe(sample, gaussian(process), grid, start, draws * (len(grid) - 1))[1]
 
 
-def std_by_path(sample, process, steps):
-    grid = times(process, steps)
+def std_by_path(sample, process, grid):
     return probe_path(sample, gaussian(process), grid, marginal(process, grid[0]))[1]
 
 
-def weak_order(std, sample, process):
-    exact = marginal(process, times(process, 1)[-1])[1]
-    return order([abs(std(sample, process, steps) - exact) for steps in STEPS])
+def weak_order(std, sample, name, grid_of, steps):
+    process = PROCESSES[name]
+    exact = marginal(process, grid_of(process, 1)[-1])[1]
+    return order([abs(std(sample, process, grid_of(process, n)) - exact) for n in steps])
 
 
 def strength(eta):
@@ -50,8 +56,22 @@ def reverse_sde(s):
 
 
 ONE, HALF = {"eta": 1.0}, {"eta": 0.5}
+MANY, FEW = (40, 80, 160), (40, 80)  # equal steps of time are taken over fewer levels
+EVERYWHERE = [
+    ("flow", in_lambda, MANY),
+    ("flow", in_time, FEW),
+    ("vp sde", in_time, FEW),
+    ("ve", in_time, FEW),
+]
+IN_LAMBDA = [("vp sde", in_lambda, FEW), ("ve", in_lambda, FEW)]
 
 
+def each(settings):
+    ids = [f"{name} {grid_of.__name__}" for name, grid_of, _ in settings]
+    return pytest.mark.parametrize(("name", "grid_of", "steps"), settings, ids=ids)
+
+
+@each(EVERYWHERE)
 @pytest.mark.parametrize(
     ("sample", "expected"),
     [
@@ -69,11 +89,27 @@ ONE, HALF = {"eta": 1.0}, {"eta": 0.5}
         (partial(sample_er_sde, stages=2, scaler=reverse_sde), 2),
     ],
 )
-def test_order_with_a_draw_per_step(sample, expected):
-    measured = weak_order(std_by_noise, sample, PROCESSES["flow"])
+def test_order_with_a_draw_per_step(sample, expected, name, grid_of, steps):
+    measured = weak_order(std_by_noise, sample, name, grid_of, steps)
     assert measured == pytest.approx(expected, abs=0.2)
 
 
+@each([*EVERYWHERE, *IN_LAMBDA, ("trig", in_lambda, FEW)])
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        (partial(sample_euler_maruyama, diffusion=strength(0.5)), 1),
+        (partial(sample_euler_maruyama, diffusion=strength(1.0)), 1),
+        (partial(sample_churn, churn=2.0), 2),  # of the ODE's steps; any noise is added exactly
+    ],
+)
+def test_order_of_steps_in_time(sample, expected, name, grid_of, steps):
+    """These follow velocities, hence the process's own time, whatever the grid."""
+    measured = weak_order(std_by_noise, sample, name, grid_of, steps)
+    assert measured == pytest.approx(expected, abs=0.2)
+
+
+@each(EVERYWHERE + IN_LAMBDA)
 @pytest.mark.parametrize(
     "sample",
     [
@@ -84,12 +120,13 @@ def test_order_with_a_draw_per_step(sample, expected):
         partial(sample_dpmpp_sde, **ONE),
     ],
 )
-def test_order_along_a_path(sample):
-    measured = weak_order(std_by_path, sample, PROCESSES["flow"])
+def test_order_along_a_path(sample, name, grid_of, steps):
+    measured = weak_order(std_by_path, sample, name, grid_of, steps)
     assert measured == pytest.approx(2, abs=0.2)
 
 
-def test_draws_that_forget_the_path_cost_an_order():
+@each([EVERYWHERE[0], *IN_LAMBDA])
+def test_draws_that_forget_the_path_cost_an_order(name, grid_of, steps):
     """Mutation: the half and the whole step of DPM-Solver++ (SDE) draw independently."""
 
     def independent(denoiser, x_T, grid, cond, *, noise):
@@ -97,49 +134,5 @@ def test_draws_that_forget_the_path_cost_an_order():
         return sample_dpmpp_sde(denoiser, x_T, grid, cond, path=lambda t, r: noise(next(k)))
 
     std = partial(std_by_noise, draws=2)
-    measured = weak_order(std, independent, PROCESSES["flow"])
+    measured = weak_order(std, independent, name, grid_of, steps)
     assert measured == pytest.approx(1, abs=0.2)
-
-
-@pytest.mark.parametrize("name", SMOOTH)
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_order_of_euler_maruyama(name, eta):
-    sample = partial(sample_euler_maruyama, diffusion=strength(eta))
-    measured = weak_order(std_by_noise, sample, PROCESSES[name])
-    assert measured == pytest.approx(1, abs=0.2)
-
-
-@pytest.mark.parametrize("name", SMOOTH)
-def test_order_of_churn(name):
-    """Two for the ODE's steps; noise of any amount is added exactly."""
-    measured = weak_order(std_by_noise, partial(sample_churn, churn=2.0), PROCESSES[name])
-    assert measured == pytest.approx(2, abs=0.2)
-
-
-@pytest.mark.parametrize(
-    ("std", "samples"),
-    [
-        (std_by_noise, [partial(sample_euler_ancestral, eta=eta) for eta in (0.0, 0.5, 1.0)]),
-        (
-            std_by_noise,
-            [partial(sample_euler_maruyama, diffusion=strength(eta)) for eta in (0.0, 0.5, 1.0)],
-        ),
-        (
-            std_by_noise,
-            [
-                partial(sample_er_sde, stages=1, scaler=scaler)
-                for scaler in (torch.ones_like, torch.sqrt, reverse_sde)
-            ],
-        ),
-        (std_by_path, [partial(sample_dpmpp_2m_sde, eta=eta) for eta in (0.0, 0.5, 1.0)]),
-        (std_by_path, [partial(sample_dpmpp_sde, eta=eta) for eta in (0.0, 0.5, 1.0)]),
-    ],
-    ids=["ancestral", "euler maruyama", "er sde", "2m sde", "sde"],
-)
-def test_the_limit_does_not_depend_on_eta(std, samples):
-    """The two finest results, extrapolated to no step size as order 1 has it."""
-    process = PROCESSES["flow"]
-    exact = marginal(process, times(process, 1)[-1])[1]
-    for sample in samples:
-        coarse, fine = std(sample, process, 100), std(sample, process, 200)
-        assert 2 * fine - coarse == pytest.approx(exact, abs=2e-4)
