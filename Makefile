@@ -1,7 +1,7 @@
 # In the order of use. Everything runs from .venv, which `setup` makes.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: setup demo test test-slow bench-samplers bench-backbone check format clean
+.PHONY: setup demo test test-slow bench-samplers bench-backbone bench-encode check format clean
 
 setup: .venv/.ready  ## the virtual environment, versions locked in infra/constraints.txt
 
@@ -27,6 +27,9 @@ bench-samplers: setup  ## solvers beside diffusers' and k-diffusion's: evaluatio
 
 bench-backbone: setup  ## our transformers against diffusers', in one run; ARGS="--models dit"
 	$(BIN)/python tests/benchmarks/bench_backbone.py $(ARGS)
+
+bench-encode: setup  ## the encode job against its encoders alone and a plain loop
+	$(BIN)/python tests/benchmarks/bench_encode.py $(ARGS)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

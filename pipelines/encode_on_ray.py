@@ -3,26 +3,42 @@
 Results arrive in the order shards are finished, while others are still running.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import ray
 
 from pipelines import ray_runtime
-from pipelines.encode_plan import Job
-from pipelines.encode_workers import EncodeImages, EncodeTexts, Row, decode_shard
+from pipelines.encode_media import Row, decode_shard, probe_entries
+from pipelines.encode_plan import Item, Job
+from pipelines.encode_workers import EncodeMedia, EncodeTexts
 from pipelines.recipes.sections import Workers
 
+PROBED_AT_ONCE = 64  # files of a task
 
-def encode_pictures(rows: list[Row], job: Job, workers: Workers, verbose: bool) -> Iterator[Row]:
-    """Decode shards of pictures in CPU tasks and encode them on actors; see `decode_shard`."""
+
+def probe_files(
+    entries: Sequence[Item], job: Job, workers: Workers, verbose: bool
+) -> Iterator[Item]:
+    """Find the parts of files in CPU tasks, in whatever order; see `probe_entries`."""
+    if entries:
+        starts = range(0, len(entries), PROBED_AT_ONCE)
+        rows = [{"items": json.dumps(entries[at : at + PROBED_AT_ONCE])} for at in starts]
+        shards = _shards(rows, workers, verbose)
+        for row in shards.map(partial(probe_entries, job=job), num_cpus=1).iter_rows():
+            yield from json.loads(row["items"])
+
+
+def encode_media(rows: list[Row], job: Job, workers: Workers, verbose: bool) -> Iterator[Row]:
+    """Decode shards of media in CPU tasks and encode them on actors; see `decode_shard`."""
     if rows:
         # Ray Data fuses decoding with the actors if both ask for the same: so without GPUs, and
         # then actors cannot take all the CPUs and leave none to decode.
         cpus = 1 if workers.gpus else workers.cpus
-        decode = partial(decode_shard, size=job.size)
+        decode = partial(decode_shard, job=job)
         decoded = _shards(rows, workers, verbose).map(decode, num_cpus=cpus)
-        yield from _on_actors(decoded, EncodeImages, len(rows), job, workers)
+        yield from _on_actors(decoded, EncodeMedia, len(rows), job, workers)
 
 
 def embed_captions(rows: list[Row], job: Job, workers: Workers, verbose: bool) -> Iterator[Row]:

@@ -1,21 +1,26 @@
 """What the latent store is to hold, and with what it is made: decided before anything starts."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts, autoencoder_facts
-from ldm_core.files import absolute, exists, file_sizes, join
+from ldm_core.files import absolute, exists, join
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
-from ldm_core.latents.schema import bucket_name, caption_digest
-from ldm_core.media.folder import Listing, list_captioned_images
+from ldm_core.latents.schema import caption_digest, caption_rows, captions_digest
+from ldm_core.media.buckets import Geometry, causal_lengths
+from ldm_core.media.entries import Listing, MediaEntry, Reject
+from ldm_core.media.parts import ClipRule
+from ldm_core.media.sources import list_media
 from ldm_core.text.encoders import clip_digest, t5_digest
 from ldm_core.text.tiny import build_tiny_text_encoders
 from pipelines.recipes.schema import Recipe, check_size
+from pipelines.recipes.sections import EncodeSection
 
-CODE = "centred square 1"  # names what this code does to a picture; a change makes rows stale
+CODE = "buckets 1"  # names what this code does to media; a change makes rows stale
 
-Item = dict[str, Any]  # one picture on its way: id, uri, captions, fingerprint, then what is found
+Item = dict[str, Any]  # a file or a part of one on its way, with what is found about it
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,16 @@ class Job:
     """What a worker needs to know, the same for every shard."""
 
     store: str
-    size: int
+    geometry: Geometry
+    clips: ClipRule
     batch_size: int
     autoencoder: str
     t5: str
     clip: str
     max_tokens: int
+    text_dtype: str = "float16"
+    item_seconds: float = 120.0
+    item_bytes: int = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -39,24 +48,35 @@ class Plan:
         job: what the workers are told.
         autoencoder: its digest and statistics.
         texts: the text encoders, "t5" and "clip".
-        images: pictures to encode, by id.
+        entries: files to encode, by id.
         rejects: what the listing itself refused, by id.
-        captions: the distinct captions, sorted, with the empty one.
     """
 
     job: Job
     autoencoder: AutoencoderFacts
     texts: tuple[EncoderEntry, ...]
-    images: dict[str, Item]
+    entries: dict[str, Item]
     rejects: dict[str, Item]
-    captions: list[str]
 
-    def rows(self) -> dict[str, str]:
-        """Fingerprint by id of everything `samples` and `rejects` are to hold."""
-        return {id: item["fingerprint"] for id, item in (self.images | self.rejects).items()}
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """By file id, of everything `samples` and `rejects` are to hold."""
+        return {id: item["fingerprint"] for id, item in (self.entries | self.rejects).items()}
+
+    @cached_property
+    def captions_digests(self) -> dict[str, str]:
+        """By file id, of the captions."""
+        return {
+            id: captions_digest(caption_rows(item["captions"])) for id, item in self.entries.items()
+        }
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The distinct captions, sorted, with the empty one."""
+        return _captions(self.entries)
 
     def text_rows(self) -> dict[tuple[str, str], str]:
-        """Encoder digest by (encoder, caption digest) of everything `texts` is to hold."""
+        """What made it, by (encoder, caption digest) of everything `texts` is to hold."""
         return {
             (entry.name, caption_digest(caption)): entry.digest
             for entry in self.texts
@@ -76,34 +96,24 @@ def describe_autoencoder(recipe: Recipe) -> AutoencoderFacts:
 
 
 def make_plan(recipe: Recipe, autoencoder: AutoencoderFacts) -> Plan:
-    """List the folder and identify the encoders; builds the tiny text encoders if asked for.
+    """List the source and identify the encoders; builds the tiny text encoders if asked for.
 
     Raises:
-        UserError: no usable pictures, or no text encoders.
+        UserError: no usable media, no text encoders, or a geometry the autoencoder cannot take.
     """
-    listing = list_captioned_images(recipe.data)
-    captions = sorted({text for image in listing.images for text in image.captions} | {""})
-    _build_tiny_encoders(recipe, captions)
-    job = Job(
-        store=absolute(recipe.product("latents")),
-        size=recipe.size,
-        batch_size=recipe.encode.batch_size,
-        autoencoder=_worker_uri(recipe.autoencoder_uri),
-        t5=absolute(recipe.t5_uri),
-        clip=absolute(recipe.clip_uri),
-        max_tokens=recipe.text.max_tokens,
+    job = _job(recipe, autoencoder)
+    listing = list_media(recipe.data)
+    entries = {entry.id: _entry(entry, _decisive(job, autoencoder)) for entry in listing.entries}
+    _build_tiny_encoders(recipe, _captions(entries))
+    digests = {
+        "t5": (job.t5, t5_digest(job.t5, job.max_tokens)),
+        "clip": (job.clip, clip_digest(job.clip, job.max_tokens)),
+    }
+    texts = tuple(
+        EncoderEntry(name=name, uri=uri, digest=stored_as(digest, job.text_dtype))
+        for name, (uri, digest) in digests.items()
     )
-    return Plan(
-        job=job,
-        autoencoder=autoencoder,
-        texts=(
-            EncoderEntry(name="t5", uri=job.t5, digest=t5_digest(job.t5, job.max_tokens)),
-            EncoderEntry(name="clip", uri=job.clip, digest=clip_digest(job.clip, job.max_tokens)),
-        ),
-        images=_images(recipe, listing, autoencoder.digest),
-        rejects=_refused(listing),
-        captions=captions,
-    )
+    return Plan(job, autoencoder, texts, entries, _refused(listing))
 
 
 def missing_tiny_encoders(recipe: Recipe) -> bool:
@@ -111,6 +121,60 @@ def missing_tiny_encoders(recipe: Recipe) -> bool:
     pairs = ((recipe.text.t5, recipe.t5_uri), (recipe.text.clip, recipe.clip_uri))
     wanted = [uri for source, uri in pairs if source == "tiny"]
     return not all(exists(join(uri, "tokenizer_config.json")) for uri in wanted)
+
+
+def _job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
+    section, multiple = recipe.encode, autoencoder.temporal_downsampling or 1
+    return Job(
+        store=absolute(recipe.product("latents")),
+        geometry=Geometry(
+            size=recipe.size,
+            multiple=autoencoder.downsampling * recipe.train.patch_size,
+            max_aspect=section.max_aspect,
+            upscale=section.upscale,
+            frames=causal_lengths(section.frames, multiple),
+        ),
+        clips=_clip_rule(section, multiple),
+        batch_size=section.batch_size,
+        autoencoder=_worker_uri(recipe.autoencoder_uri),
+        t5=absolute(recipe.t5_uri),
+        clip=absolute(recipe.clip_uri),
+        max_tokens=recipe.text.max_tokens,
+        text_dtype=section.text_dtype,
+        item_seconds=section.item_seconds,
+        item_bytes=int(section.item_gib * 2**30),
+    )
+
+
+def _clip_rule(section: EncodeSection, multiple: int) -> ClipRule:
+    return ClipRule(section.fps, section.frames, section.stride, multiple, section.cut_at_scenes)
+
+
+def _decisive(job: Job, autoencoder: AutoencoderFacts) -> dict[str, list[object]]:
+    """What decides the latents of every file of a kind, but for its bytes."""
+    geometry: list[object] = [autoencoder.digest, asdict(job.geometry), CODE]
+    still = geometry.copy()
+    still[1] = asdict(job.geometry) | {"frames": (1,)}  # how videos are cut is no matter of theirs
+    return {"image": still, "video": [*geometry, asdict(job.clips)]}
+
+
+def _entry(entry: MediaEntry, decisive: dict[str, list[object]]) -> Item:
+    return {
+        "id": entry.id,
+        "uri": entry.uri,
+        "kind": entry.kind,
+        "captions": [(caption.text, caption.weight) for caption in entry.captions],
+        "fingerprint": fingerprint(entry.size, entry.etag, decisive[entry.kind]),
+    }
+
+
+def _captions(entries: dict[str, Item]) -> list[str]:
+    return sorted({text for item in entries.values() for text, _ in item["captions"]} | {""})
+
+
+def stored_as(digest: str, dtype: str) -> str:
+    """An encoder's digest, with the dtype if it is not the usual: its rows are other numbers."""
+    return digest if dtype == "float16" else f"{digest}-{dtype}"
 
 
 def _build_tiny_encoders(recipe: Recipe, captions: list[str]) -> None:
@@ -131,32 +195,16 @@ def _worker_uri(uri: str) -> str:
     return uri if uri == "identity" else absolute(uri)
 
 
-def _images(recipe: Recipe, listing: Listing, encoder_digest: str) -> dict[str, Item]:
-    sizes = file_sizes(recipe.data)
-    bucket = bucket_name(recipe.size, recipe.size)
-    return {
-        image.id: {
-            "id": image.id,
-            "uri": image.uri,
-            "captions": image.captions,
-            "fingerprint": fingerprint(
-                sizes.get(image.uri), image.captions, encoder_digest, bucket, CODE
-            ),
-        }
-        for image in listing.images
-    }
-
-
 def _refused(listing: Listing) -> dict[str, Item]:
     """What the listing itself refused: rows of `rejects` that need no worker."""
+    return {reject.id: _reject(reject) for reject in listing.rejects}
+
+
+def _reject(reject: Reject) -> Item:
     return {
-        reject.id: {
-            "id": reject.id,
-            "uri": reject.uri,
-            "stage": reject.stage,
-            "reason": reject.reason,
-            "detail": reject.detail,
-            "fingerprint": fingerprint(reject.stage, reject.reason, reject.detail),
-        }
-        for reject in listing.rejects
+        **asdict(reject),
+        "source": reject.id,
+        "part": 0,
+        "parts": 1,
+        "fingerprint": fingerprint(reject.stage, reject.reason, reject.detail),
     }

@@ -4,6 +4,7 @@ Whether it would run at all, the stage itself says: it alone knows what its dige
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,10 +81,12 @@ def _made(product: str) -> str:
 def _cost(name: str, recipe: Recipe) -> dict[str, str]:
     """What can be known beforehand: pictures, steps, parameters."""
     if name == "encode":
-        from ldm_core.media.folder import list_captioned_images
+        from ldm_core.media.sources import list_media
 
-        listing = list_captioned_images(recipe.data)
-        return {"pictures": f"{len(listing.images)}, and {len(listing.rejects)} unusable"}
+        listing = list_media(recipe.data)
+        kinds = Counter(entry.kind for entry in listing.entries)
+        told = f"{kinds['image']} pictures, {kinds['video']} videos"
+        return {"files": f"{told}, and {len(listing.rejects)} unusable"}
     if name == "evaluate":
         section = recipe.evaluate
         return {"prompts": f"{section.single_prompts + section.double_prompts} for each model"}

@@ -24,6 +24,7 @@ class Options:
     verbose: bool = False
     force: bool = False
     dry_run: bool = False
+    retry_rejects: bool = False  # of encode: what was rejected is tried again
 
 
 EARLIER_SECONDS = "earlier_seconds"  # in the summary of a stage that went on after a kill

@@ -1,6 +1,8 @@
 """The commands of the stages: they take the same words and differ in what they run."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +21,9 @@ from pipelines.recipe_options import Arguments
 from pipelines.recipes.schema import Recipe
 from pipelines.stages import STAGES, Stage
 
+if TYPE_CHECKING:
+    from pipelines.stage import Options
+
 Command = Callable[..., None]
 
 
@@ -26,7 +31,8 @@ def add_stages(app: typer.Typer, panel: str) -> None:
     """Add the commands in the order of the stages; `panel` is their heading in the help."""
     for stage in STAGES:
         text = f"{stage.text}\n\nExample: ldm {stage.name} {DEFAULT_RECIPE} --root demo"
-        app.command(stage.name, help=text, rich_help_panel=panel)(_stage_command(stage))
+        make = _encode_command if stage.name == "encode" else _stage_command
+        app.command(stage.name, help=text, rich_help_panel=panel)(make(stage))
 
 
 def _stage_command(stage: Stage) -> Command:
@@ -41,20 +47,48 @@ def _stage_command(stage: Stage) -> Command:
         force: Force = False,
         verbose: Verbose = False,
     ) -> None:
-        arguments = Arguments(recipe, data, root, tuple(overrides or ()))
-        resolved = arguments.resolve()
-        run = stage.load()
-        from pipelines.preview import preview
         from pipelines.stage import Options
 
-        if dry_run:
-            preview(stage.name, resolved)
-        run(resolved, Options(verbose, force, dry_run))
-        if not dry_run:
-            shown = Arguments(recipe, data, root, tuple(map(masked, arguments.overrides)))
-            print(f"next: {shown.command(_next(stage.next, resolved))}", flush=True)
+        arguments = Arguments(recipe, data, root, tuple(overrides or ()))
+        _run(stage, arguments, Options(verbose, force, dry_run))
 
     return command
+
+
+def _encode_command(stage: Stage) -> Command:
+    """The command of the one stage that has rejects."""
+
+    def command(
+        recipe: RecipeWord = DEFAULT_RECIPE,
+        data: Data = None,
+        root: Root = None,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        force: Force = False,
+        retry_rejects: Annotated[
+            bool, typer.Option("--retry-rejects", help="Try what was rejected again.")
+        ] = False,
+        verbose: Verbose = False,
+    ) -> None:
+        from pipelines.stage import Options
+
+        arguments = Arguments(recipe, data, root, tuple(overrides or ()))
+        _run(stage, arguments, Options(verbose, force or retry_rejects, dry_run, retry_rejects))
+
+    return command
+
+
+def _run(stage: Stage, arguments: Arguments, options: "Options") -> None:
+    resolved = arguments.resolve()
+    run = stage.load()
+    from pipelines.preview import preview
+
+    if options.dry_run:
+        preview(stage.name, resolved)
+    run(resolved, options)
+    if not options.dry_run:
+        shown = replace(arguments, overrides=tuple(map(masked, arguments.overrides)))
+        print(f"next: {shown.command(_next(stage.next, resolved))}", flush=True)
 
 
 def _next(name: str, recipe: Recipe) -> str:

@@ -14,6 +14,7 @@ from ldm_core.latents.schema import (
     TEXTS,
     caption_digest,
     caption_rows,
+    captions_digest,
     encode_array,
     sample_digest,
 )
@@ -29,19 +30,24 @@ def sample_row(
 ) -> dict[str, object]:
     """A row of `samples`; (C, h, w) posterior."""
     first, second = encode_array(mean), encode_array(logvar)
+    told = caption_rows([(text, 1 / len(captions)) for text in captions])
     return {
         **{field.name: None for field in SAMPLES},
         "id": id,
+        "source_id": id,
+        "part": 0,
+        "parts": 1,
         "media": "image",
         "bucket": f"{mean.shape[1]}x{mean.shape[2]}x1",
         "latent_mean": first,
         "latent_logvar": second,
         "latent_shape": list(mean.shape),
         "latent_dtype": ARRAY_DTYPE,
-        "captions": caption_rows(captions),
+        "captions": told,
+        "captions_digest": captions_digest(told),
         "encoder_digest": AUTOENCODER.digest,
         "fingerprint": f"print of {id}",
-        "digest": sample_digest(id, first, second, captions, AUTOENCODER.digest),
+        "digest": sample_digest(id, first, second, told, AUTOENCODER.digest),
         "shard": shard,
     }
 

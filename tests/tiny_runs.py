@@ -1,5 +1,6 @@
 """The smallest recipe that exercises every stage, and stages without Ray's processes."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -9,9 +10,11 @@ import pytest
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import encode_latents
-from pipelines.encode_plan import Job
-from pipelines.encode_workers import EncodeImages, EncodeTexts, Row, decode_shard
+from pipelines import encode_changes
+from pipelines.encode_latents import encode
+from pipelines.encode_media import Row, decode_shard, probe_entries
+from pipelines.encode_plan import Item, Job
+from pipelines.encode_workers import EncodeMedia, EncodeTexts
 from pipelines.ray_training import Job as TrainingJob
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
@@ -38,20 +41,24 @@ def tiny_recipe(data: str, root: str, workers: int = 2, **sections: dict) -> Rec
     return recipe.model_copy(update={**places, **changes})
 
 
-def encode_here(recipe: Recipe) -> Record:
+def encode_here(recipe: Recipe, options: Options | None = None) -> Record:
     """The encode stage with its workers in this process, which starts at once."""
 
-    def pictures(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
-        encode = EncodeImages(job, threads=1, device="cpu")
-        return (encode(decode_shard(row, job.size)) for row in rows)
+    def parts(entries: list[Item], job: Job, *_: object) -> list[Item]:
+        return json.loads(probe_entries({"items": json.dumps(entries)}, job)["items"])
+
+    def media(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
+        encode = EncodeMedia(job, threads=1, device="cpu")
+        return (encode(decode_shard(row, job)) for row in rows)
 
     def captions(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
         return map(EncodeTexts(job, threads=1, device="cpu"), rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_latents, "encode_pictures", pictures)
-        patch.setattr(encode_latents, "embed_captions", captions)
-        return encode_latents.encode(recipe, Options())
+        patch.setattr(encode_changes, "probe_files", parts)
+        patch.setattr(encode_changes, "encode_media", media)
+        patch.setattr(encode_changes, "embed_captions", captions)
+        return encode(recipe, options or Options())
 
 
 def train_here(stage: Callable[..., Record], recipe: Recipe) -> Record:

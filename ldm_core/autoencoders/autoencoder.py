@@ -157,6 +157,7 @@ class AutoencoderFacts:
 
     digest: str
     downsampling: int
+    temporal_downsampling: int | None
     latents_mean: tuple[float, ...] | None
     latents_std: tuple[float, ...] | None
 
@@ -173,13 +174,18 @@ def autoencoder_facts(uri: str) -> AutoencoderFacts:
     if config.get("_class_name") != "AutoencoderKL":  # others shrink pictures in ways of their own
         model = load_autoencoder(uri)
         return AutoencoderFacts(
-            model.digest, model.downsampling, model.latents_mean, model.latents_std
+            model.digest,
+            model.downsampling,
+            model.temporal_downsampling,
+            model.latents_mean,
+            model.latents_std,
         )
     with local_copy(uri) as folder:
         _check_weights(folder, uri, "AutoencoderKL")
         return AutoencoderFacts(
             autoencoder_digest(folder),
             2 ** (len(config.get("block_out_channels", (64,))) - 1),
+            None,
             _channels(config.get("latents_mean")),
             _channels(config.get("latents_std")),
         )

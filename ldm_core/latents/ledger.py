@@ -1,15 +1,19 @@
-"""What is to do: the listed pictures against the rows the store already holds.
+"""What is to do: the listed files against the rows the store already holds.
 
-A row carries the fingerprint of everything that decided it: the source's size, its captions, the
-autoencoder, the bucket, the code. It is current while the fingerprint is what it would be today;
-there is no second record of what is done.
+A row carries the fingerprint of everything that decided its latents: the source's bytes, the
+autoencoder, the geometry, the code. It is current while the fingerprint is what it would be today;
+there is no second record of what is done. Captions have a digest of their own: where they alone
+have changed, the row gets the new ones and keeps its latents.
+
+A picture is one row, a video one for each of its clips, and each says of how many. A file is done
+when all of them are there.
 """
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Key = str | tuple[str, str]
@@ -30,6 +34,68 @@ class Difference(Generic[K]):
     missing: list[K]
     stale: list[K]
     kept: int
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A row of `samples`, or of `rejects`, whose captions are None."""
+
+    id: str
+    source: str
+    parts: int
+    fingerprint: str
+    captions: str | None
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What separates the store's rows from the wanted files.
+
+    Attributes:
+        missing: ids of files that are not all there, sorted.
+        kept: ids of rows that stay.
+        stale: ids of rows that go, sorted: of changed or vanished files, or there twice.
+        renamed: ids of rows that stay but for their captions, sorted.
+    """
+
+    missing: list[str]
+    kept: set[str] = field(default_factory=set)
+    stale: list[str] = field(default_factory=list)
+    renamed: list[str] = field(default_factory=list)
+
+
+def compare_files(
+    wanted: Mapping[str, str], captions: Mapping[str, str], stored: Iterable[StoredRow]
+) -> Todo:
+    """The difference between wanted files and stored rows.
+
+    Args:
+        wanted: fingerprint by file id.
+        captions: digest of the captions by file id.
+        stored: every row of `samples` and `rejects`.
+    """
+    rows = list(stored)
+    occurrences = Counter(row.id for row in rows)
+    good: dict[str, list[StoredRow]] = defaultdict(list)
+    for row in rows:
+        if wanted.get(row.source) == row.fingerprint and occurrences[row.id] == 1:
+            good[row.source].append(row)
+    kept = {row.id for group in good.values() for row in group}
+    return Todo(
+        missing=sorted(id for id in wanted if not _complete(good.get(id, []))),
+        kept=kept,
+        stale=sorted(occurrences.keys() - kept),
+        renamed=sorted(
+            row.id
+            for group in good.values()
+            for row in group
+            if row.captions is not None and row.captions != captions[row.source]
+        ),
+    )
+
+
+def _complete(rows: Sequence[StoredRow]) -> bool:
+    return bool(rows) and all(row.parts == len(rows) for row in rows)
 
 
 def fingerprint(*decisive: object) -> str:

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Frozen(BaseModel):

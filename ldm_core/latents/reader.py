@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.errors import UserError
+from ldm_core.latents.codec import decode_column
 from ldm_core.latents.schema import caption_digest, decode_array
 from ldm_core.latents.store import StoreVersion
 from ldm_core.random import normal, permutation, uniform
@@ -163,10 +164,12 @@ class _Texts:
         self.captions: list[str] = t5["caption"].to_pylist()
         self._index = {digest: i for i, digest in enumerate(t5["caption_digest"].to_pylist())}
         shapes = np.array(t5["tokens_shape"].to_pylist(), dtype=np.int64)  # (T, 2)
-        self._lengths = torch.from_numpy(shapes[:, 0].copy())
+        lengths, width = shapes[:, 0].copy(), int(shapes[0, 1])
+        self._lengths = torch.from_numpy(lengths)
         self._starts = torch.cumsum(self._lengths, 0) - self._lengths
-        self.tokens = _stack(t5["tokens"], (int(shapes[0, 1]),))  # (sum of L, D)
-        self.pooled = _stack(clip["pooled"], (int(clip["pooled_size"][0].as_py()),))  # (T, P)
+        self.tokens = decode_column(t5["tokens"], t5["dtype"], lengths, width)  # (sum of L, D)
+        width, once = int(clip["pooled_size"][0].as_py()), np.ones_like(lengths)
+        self.pooled = decode_column(clip["pooled"], clip["dtype"], once, width)  # (T, P)
 
     def find(self, digest: str) -> int:
         """Position of a caption among the texts."""

@@ -7,7 +7,8 @@ is signed. Latents are (C, h, w), token embeddings (L, D) at their true length, 
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +24,19 @@ CAPTION = pa.struct([("caption", pa.string()), ("weight", pa.float32()), ("diges
 SAMPLES = pa.schema(
     [
         ("id", pa.string()),
+        ("source_id", pa.string()),  # of the file; a video's clips have ids of their own
+        ("part", pa.int32()),  # which of the file's rows, of how many
+        ("parts", pa.int32()),
         ("source_uri", pa.string()),
         ("source_sha256", pa.string()),
         ("source_bytes", pa.int64()),
-        ("media", pa.string()),  # "image"
+        ("perceptual_hash", pa.int64()),  # dHash of the picture, or of a clip's first frame
+        ("media", pa.string()),  # "image" or "video"
         ("width", pa.int32()),  # of the source, upright, pixels
         ("height", pa.int32()),
-        ("frames", pa.int32()),
+        ("frames", pa.int32()),  # of the clip; 1 of a picture
+        ("fps", pa.float32()),  # of the clip; null of a picture
+        ("start_s", pa.float64()),  # of the clip in its video, seconds; null of a picture
         ("crop_left", pa.int32()),  # of the source, pixels; right and bottom are exclusive
         ("crop_top", pa.int32()),
         ("crop_right", pa.int32()),
@@ -40,8 +47,9 @@ SAMPLES = pa.schema(
         ("latent_shape", pa.list_(pa.int32())),
         ("latent_dtype", pa.string()),
         ("captions", pa.list_(CAPTION)),
+        ("captions_digest", pa.string()),
         ("encoder_digest", pa.string()),
-        ("fingerprint", pa.string()),  # of everything that decides the row: see ledger.py
+        ("fingerprint", pa.string()),  # of what decides the row but its captions: see ledger.py
         ("digest", pa.string()),  # of what training reads of it: see sample_digest
         ("shard", pa.string()),
     ]
@@ -65,6 +73,9 @@ TEXTS = pa.schema(
 REJECTS = pa.schema(
     [
         ("id", pa.string()),
+        ("source_id", pa.string()),
+        ("part", pa.int32()),
+        ("parts", pa.int32()),
         ("source_uri", pa.string()),
         ("stage", pa.string()),
         ("reason", pa.string()),
@@ -87,12 +98,18 @@ def caption_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def caption_rows(captions: Sequence[str]) -> list[dict[str, object]]:
-    """The `captions` column of one sample: equal weights that sum to one."""
+def caption_rows(captions: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    """The `captions` column of one sample, from texts and the weights that sum to one."""
     return [
-        {"caption": text, "weight": 1 / len(captions), "digest": caption_digest(text)}
-        for text in captions
+        {"caption": text, "weight": weight, "digest": caption_digest(text)}
+        for text, weight in captions
     ]
+
+
+def captions_digest(captions: Iterable[Mapping[str, Any]]) -> str:
+    """16 hex digits over a `captions` column, weights to six places: they are stored in 32 bits."""
+    told = [(row["caption"], f"{row['weight']:.6f}") for row in captions]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def encode_array(values: Tensor) -> bytes:
@@ -114,13 +131,26 @@ def decode_array(data: bytes, shape: Sequence[int]) -> np.ndarray:
     return np.frombuffer(data, "<f2").reshape(tuple(shape))
 
 
-def sample_digest(
-    id: str, mean: bytes, logvar: bytes, captions: Iterable[str], encoder_digest: str
-) -> str:
-    """32 hex digits over what training reads of a sample: not where it came from, nor its shard."""
-    digest = hashlib.sha256(json.dumps([id, encoder_digest, list(captions)]).encode())
+def latent_digest(id: str, mean: bytes, logvar: bytes, encoder_digest: str) -> str:
+    """16 hex digits over a sample's latents and what made them."""
+    digest = hashlib.sha256(json.dumps([id, encoder_digest]).encode())
     digest.update(b"\0" + mean + b"\0" + logvar)
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()[:16]
+
+
+def sample_digest(
+    id: str,
+    mean: bytes,
+    logvar: bytes,
+    captions: Iterable[Mapping[str, Any]],
+    encoder_digest: str,
+) -> str:
+    """32 hex digits over what training reads of a sample: not where it came from, nor its shard.
+
+    The first half is of the latents, the second of the captions, so that new captions make a new
+    digest without the latents being read.
+    """
+    return latent_digest(id, mean, logvar, encoder_digest) + captions_digest(captions)
 
 
 def content_digest(samples: Iterable[str], encoder_digests: Iterable[str]) -> str:

@@ -104,9 +104,7 @@ class LatentStore:
     def write_part(self, table: str, rows: pa.Table, shard: str) -> PartFile:
         """Write rows as a file of their own; any worker may, and an abandoned file harms nobody."""
         assert rows.schema.equals(TABLES[table]), f"{table}: {rows.schema} is not the schema"
-        sink = pa.BufferOutputStream()
-        pyarrow.parquet.write_table(rows, sink, compression="zstd")
-        data = sink.getvalue().to_pybytes()
+        data = parquet_bytes(rows)
         path = f"{shard}-{uuid.uuid4().hex[:8]}.parquet"  # a repeated attempt is another file
         write_bytes(join(self.uri, table, path), data)
         return PartFile(table, path, len(data), rows.num_rows)
@@ -137,6 +135,20 @@ class LatentStore:
             merge.when_matched_delete().execute()
 
         retry(f"delete {keys.num_rows} rows of {table} in {self.uri}", attempt)
+
+    def replace(self, table: str, rows: pa.Table) -> None:
+        """Give the rows whose id is in `rows` its other columns, all in one commit."""
+        if rows.num_rows == 0:
+            return
+        columns = {name: f"new.{name}" for name in rows.column_names if name != "id"}
+
+        def attempt() -> None:  # safe to repeat: it says what is to be, not what is to change
+            merge = self.open(table).merge(
+                rows, predicate="old.id = new.id", source_alias="new", target_alias="old"
+            )
+            merge.when_matched_update(columns).execute()
+
+        retry(f"replace {rows.num_rows} rows of {table} in {self.uri}", attempt)
 
     def publish(self, manifest: Manifest) -> int:
         """Make the manifest the newest version and return its number.
@@ -230,6 +242,13 @@ class StoreVersion:
         """The table piece by piece."""
         dataset = self.store.dataset(name, self.manifest.tables[name])
         yield from dataset.to_batches(columns=list(columns))
+
+
+def parquet_bytes(rows: pa.Table) -> bytes:
+    """Rows as the file that `LatentStore.write_part` writes."""
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(rows, sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _live_files(table: DeltaTable) -> list[str]:

@@ -1,119 +1,162 @@
-"""Caption tables (JSON lines, CSV, Parquet) -> captions by file."""
+"""Tables of files and captions (JSON lines, CSV, Parquet), row by row."""
 
 import csv
 import io
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm_core.errors import UserError
+from ldm_core.media.weighted_captions import Pair, caption_pairs
 
-# Table -> (names its file column may have, names its caption column may have), in order.
-_OURS = (("file", "file_name", "image"), ("caption", "text", "captions"))
-_IMAGEFOLDER = (("file_name",), ("text", "caption"))
+Row = dict[str, Any]  # value by role
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names that a table's columns may have, by role, in order of preference; `*` matches.
+
+    Every table has a caption; only some have a weight, or whatever else is optional.
+    """
+
+    needed: dict[str, tuple[str, ...]]
+    optional: dict[str, tuple[str, ...]]
+
+    def choose(self, place: str, found: Iterable[str]) -> dict[str, str]:
+        """Column by role.
+
+        Raises:
+            UserError: a role has no column; names `place`.
+        """
+        columns = list(found)
+        chosen = {role: _first(names, columns) for role, names in self.needed.items()}
+        for role, column in chosen.items():
+            if column is None:
+                raise UserError(
+                    f"{place}: no {role} column; found {', '.join(map(str, columns)) or 'none'}, "
+                    f"expected {' or '.join(self.needed[role])}"
+                )
+        chosen |= {role: _first(names, columns) for role, names in self.optional.items()}
+        return {role: column for role, column in chosen.items() if column is not None}
+
+
+CAPTION_COLUMNS = ("caption", "text", "captions")
+FILE_NAME_COLUMNS = ("file_name", "image_file_name", "video_file_name", "*_file_name")
+WEIGHT: dict[str, tuple[str, ...]] = {"weight": ("weight", "weights")}
+_OURS = Columns(
+    {"file": ("file", *FILE_NAME_COLUMNS, "image", "video"), "caption": CAPTION_COLUMNS}, WEIGHT
+)
+_IMAGEFOLDER = Columns(
+    {"file": FILE_NAME_COLUMNS, "caption": ("text", "caption", "captions")}, WEIGHT
+)
 TABLE_COLUMNS = {
     "captions.jsonl": _OURS,
     "captions.csv": _OURS,
     "captions.parquet": _OURS,
     "metadata.jsonl": _IMAGEFOLDER,
     "metadata.csv": _IMAGEFOLDER,
+    "metadata.parquet": _IMAGEFOLDER,
 }
 
 
-def read_table(name: str, data: bytes) -> dict[str, tuple[str, ...]]:
-    """Captions by file of the table called `name`; a file without any has an empty tuple.
+def read_table(name: str, data: bytes) -> dict[str, list[Pair]]:
+    """Captions by file of the table called `name`; a file without any has an empty list.
 
-    Files are relative POSIX paths, normalised ("./a.png" is "a.png").
+    Files are POSIX paths relative to the table, normalised ("./a.png" is "a.png").
+
+    Raises:
+        UserError: not UTF-8, a malformed row, or columns missing; names the row.
+    """
+    captions: dict[str, list[Pair]] = {}
+    for place, row in read_rows(name, data, TABLE_COLUMNS[posixpath.basename(name)]):
+        file = row["file"]
+        if not isinstance(file, str) or not file.strip():
+            raise UserError(f"{place}: file is {file!r}; expected the path of a picture or video")
+        pairs = captions.setdefault(posixpath.normpath(file.strip()), [])
+        try:
+            pairs.extend(caption_pairs(row["caption"], row.get("weight")))
+        except ValueError as error:
+            raise UserError(f"{place}: {error}") from error
+    return captions
+
+
+def read_rows(name: str, data: bytes, columns: Columns) -> Iterator[tuple[str, Row]]:
+    """The place ("a.csv:3") and the values by role of every row.
 
     Raises:
         UserError: not UTF-8, a malformed row, or columns missing; names the row.
     """
     readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    rows = readers[posixpath.splitext(name)[1]](name, data)
-    captions: dict[str, tuple[str, ...]] = {}
-    for place, row in rows:
-        file_column, caption_column = _columns(name, place, row.keys())
-        file = row[file_column]
-        if not isinstance(file, str) or not file.strip():
-            raise UserError(f"{place}: {file_column} is {file!r}; expected a picture's path")
-        file = posixpath.normpath(file.strip())
-        texts = _texts(place, caption_column, row[caption_column])
-        captions[file] = clean([*captions.get(file, ()), *texts])
-    return captions
+    return readers[posixpath.splitext(name)[1].lower()](name, data, columns)
 
 
-def clean(texts: Iterable[str]) -> tuple[str, ...]:
-    """Captions with white space collapsed, without empty ones and repeats, in order."""
-    return tuple(dict.fromkeys(text for text in (" ".join(t.split()) for t in texts) if text))
+@contextmanager
+def parquet_errors(name: str) -> Iterator[None]:
+    """Say of which file it is when reading Parquet fails.
+
+    Raises:
+        UserError: the file is damaged or is no Parquet file.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name} is not a Parquet file that can be read: {error}") from error
 
 
-def _columns(name: str, place: str, columns: Iterable[str]) -> tuple[str, str]:
-    found = list(columns)
-    chosen = []
-    for what, names in zip(("file", "caption"), TABLE_COLUMNS[name], strict=True):
-        present = [column for column in names if column in found]
-        if not present:
-            raise UserError(
-                f"{place}: no {what} column; found {', '.join(map(str, found)) or 'none'}, "
-                f"expected {' or '.join(names)}"
-            )
-        chosen.append(present[0])
-    return chosen[0], chosen[1]
+def _first(names: tuple[str, ...], columns: list[str]) -> str | None:
+    fitting = (column for name in names for column in columns if fnmatchcase(str(column), name))
+    return next(fitting, None)
 
 
-def _texts(place: str, column: str, value: Any) -> list[str]:
-    """A caption cell as a list: text, a list of texts, or nothing."""
-    texts = value if isinstance(value, list) else [value]
-    texts = [text for text in texts if text is not None]
-    for text in texts:
-        if not isinstance(text, str):
-            raise UserError(f"{place}: {column} is {value!r}; expected text or a list of texts")
-    return texts
-
-
-def _jsonl_rows(name: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl_rows(name: str, data: bytes, columns: Columns) -> Iterator[tuple[str, Row]]:
+    known, chosen = None, {}
     for number, line in enumerate(_decode(name, data).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{name}:{number}: not JSON ({error}); one object a line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{name}:{number}: {row!r} is not a JSON object")
-        yield f"{name}:{number}", row
+        place, row = f"{name}:{number}", _json_object(f"{name}:{number}", line)
+        if row.keys() != known:
+            known, chosen = row.keys(), columns.choose(place, row)
+        yield place, {role: row[column] for role, column in chosen.items()}
 
 
-def _csv_rows(name: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(_decode(name, data), newline=""), strict=True)
-    _columns(name, f"{name}:1", reader.fieldnames or ())  # a table without rows is checked too
+def _json_object(place: str, line: str) -> dict[str, Any]:
     try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not JSON ({error}); one object a line") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: {row!r} is not a JSON object")
+    return row
+
+
+def _csv_rows(name: str, data: bytes, columns: Columns) -> Iterator[tuple[str, Row]]:
+    reader = csv.DictReader(io.StringIO(_decode(name, data), newline=""), strict=True)
+    try:
+        chosen = columns.choose(f"{name}:1", reader.fieldnames or ())
         for row in reader:
-            yield f"{name}:{reader.line_num}", _whole_row(name, reader.line_num, row)
+            place = f"{name}:{reader.line_num}"
+            if None in row:  # an unquoted comma would cut a caption short
+                raise UserError(f"{place}: more fields than columns; quote captions with commas")
+            # An empty cell is nothing: a weight that is not given, a caption that is not there.
+            yield place, {role: row[column] or None for role, column in chosen.items()}
     except csv.Error as error:
         raise UserError(f"{name}:{reader.line_num}: not CSV ({error})") from error
 
 
-def _whole_row(name: str, line: int, row: dict[str | None, Any]) -> dict[str, Any]:
-    """A row with as many fields as the header; an unquoted comma would cut a caption short."""
-    if None in row:
-        raise UserError(f"{name}:{line}: more fields than columns; quote captions with commas")
-    return {str(key): value for key, value in row.items()}
-
-
-def _parquet_rows(name: str, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
+def _parquet_rows(name: str, data: bytes, columns: Columns) -> Iterator[tuple[str, Row]]:
+    with parquet_errors(name):
         file = pq.ParquetFile(io.BytesIO(data))
-    except pa.ArrowException as error:
-        raise UserError(f"{name} is not a Parquet file: {error}") from error
-    columns = _columns(name, name, file.schema_arrow.names)
-    rows = file.read(columns=list(columns)).to_pylist()
+        chosen = columns.choose(name, file.schema_arrow.names)
+        rows = file.read(columns=list(chosen.values())).to_pylist()
     for number, row in enumerate(rows, start=1):
-        yield f"{name}: row {number}", row
+        yield f"{name}: row {number}", {role: row[column] for role, column in chosen.items()}
 
 
 def _decode(name: str, data: bytes) -> str:

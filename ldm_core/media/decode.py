@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from ldm_core.errors import BadMedia
 
@@ -14,6 +14,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP") + (
     ("AVIF",) if features.check("avif") else ()
 )
 MAX_PIXELS = 64_000_000
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -42,6 +43,28 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise BadMedia("decode", _reason(error, data), _detail(error, data)) from error
 
 
+def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of a picture as `decode_image` gives it, from its header alone.
+
+    Raises:
+        BadMedia: as `decode_image`, but for damage behind the header.
+    """
+    if not data:
+        raise BadMedia("decode", "empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                detail = f"{width} x {height} is more than {max_pixels} pixels"
+                raise BadMedia("decode", "too large", detail)
+            sideways = _orientation(image) in _SIDEWAYS
+    except BadMedia:
+        raise
+    except Exception as error:  # a damaged file can make a parser raise anything
+        raise BadMedia("decode", _reason(error, data), _detail(error, data)) from error
+    return (width, height) if sideways else (height, width)
+
+
 def fit_to_square(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """The largest centred square of an (H, W, 3) uint8 picture, resampled to `side` pixels.
 
@@ -60,8 +83,8 @@ def fit_to_square(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, 
 
 
 def to_pixels(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image)).movedim(-1, -3)
     return pixels.contiguous().float() / 127.5 - 1
 
 
@@ -96,6 +119,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error):
         return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, of unreadable EXIF."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error):
+        return 1
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -27,6 +27,7 @@ def image_s() -> Recipe:
             halved_share=0.4,
             checkpoint_every=160,
         ),
+        encode=EncodeSection(upscale=True),
         train=TrainSection(
             width=96,
             depth=4,
@@ -63,7 +64,7 @@ def image_tiny() -> Recipe:
             block_channels=(8, 8, 16), batch_size=8, steps=6, halved_share=0.5, checkpoint_every=3
         ),
         text=TextSection(tiny_width=16),
-        encode=EncodeSection(shard_size=16, batch_size=8),
+        encode=EncodeSection(upscale=True, shard_size=16, batch_size=8),
         train=TrainSection(
             width=32,
             depth=2,

@@ -1,7 +1,7 @@
 """A stage's settings, one section for each: frozen, validated, and named after the stage."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -119,10 +119,38 @@ class TextSection(Section):
 
 
 class EncodeSection(Section):
-    """Stage 2: files -> the latent store."""
+    """Stage 2: files -> the latent store.
+
+    Attributes:
+        shard_size: the most samples of a shard, which is a file of the store.
+        shard_mib: the most MiB of its decoded pixels, which travel from CPU tasks to the encoder.
+        batch_size: frames encoded at once.
+        max_aspect: 1 crops all to squares of the recipe's size; with more, pictures go to buckets
+            of about as many pixels whose sides are up to this ratio apart.
+        upscale: whether small pictures are enlarged; else they go to smaller buckets.
+        fps, frames, stride: videos are sampled at fps and cut into clips of so many frames, which
+            begin `stride` frames apart; None is one after the other.
+        cut_at_scenes: whether clips end where the scene changes.
+        text_dtype: "int8-b16" takes 5/9 of the bytes of "float16".
+        max_reject_share: the job stops when more of the files than this are rejects.
+        item_seconds, item_gib: a file that takes more to decode is a reject.
+        worker_hour_price: for the cost a dry run tells, in whatever currency.
+    """
 
     shard_size: int = Field(1024, ge=1)
+    shard_mib: int = Field(64, ge=1)
     batch_size: int = Field(64, ge=1)
+    max_aspect: float = Field(1.0, ge=1, le=8)
+    upscale: bool = False
+    fps: float = Field(8.0, gt=0)
+    frames: int = Field(17, ge=1)
+    stride: int | None = Field(None, ge=1)
+    cut_at_scenes: bool = False
+    text_dtype: Literal["float16", "int8-b16"] = "float16"
+    max_reject_share: float = Field(0.5, ge=0, le=1)
+    item_seconds: float = Field(120.0, gt=0)
+    item_gib: float = Field(4.0, gt=0)
+    worker_hour_price: float = Field(0.0, ge=0)
     workers: Workers = Workers()
 
 

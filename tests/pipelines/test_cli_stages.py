@@ -27,7 +27,7 @@ def test_dry_runs_write_nothing(ldm, tmp_path):
     assert first.stdout.endswith("autoencoder: would run\n")
     second = ldm("encode", *words)
     assert "run/autoencoder  (missing)" in second.stdout
-    assert "5, and 0 unusable" in second.stdout
+    assert "5 pictures, 0 videos, and 0 unusable" in second.stdout
     assert_mistake(second, "run/autoencoder", "ldm autoencoder")
     assert_mistake(ldm("encode", *words[:-1]), "run/autoencoder")  # leaves no text encoders behind
     pixels = ldm("encode", *words, "--set", "autoencoder.source=identity")

@@ -42,7 +42,7 @@ def recipe(data: Path, tmp_path_factory) -> Recipe:
         autoencoder=AutoencoderSection(source="identity"),
         text=TextSection(tiny_width=8),
         # one worker: starting a second costs more than it does here
-        encode=EncodeSection(shard_size=5, batch_size=4, workers=Workers(count=1)),
+        encode=EncodeSection(upscale=True, shard_size=5, batch_size=4, workers=Workers(count=1)),
     )
 
 
@@ -166,8 +166,10 @@ class TestLaterRuns:
         picture(52).save(folder / "truncated.png")  # mended
         write_captions(folder, captions)
         record = encode_here(mine)
-        assert (record.summary["new_rows"], record.summary["removed_rows"]) == (3, 4)
-        assert "3 rows new, 4 of changed or vanished files removed" in capsys.readouterr().out
+        summary = record.summary
+        assert (summary["new_rows"], summary["removed_rows"], summary["renamed_rows"]) == (2, 3, 1)
+        told = "2 rows new, 3 of changed or vanished files removed, 1 with new captions"
+        assert told in capsys.readouterr().out
         now = newest(mine)
         rows = {row["id"]: row for row in now.table("samples").to_pylist()}
         assert rows.keys() == {*version.table("samples")["id"].to_pylist(), "truncated.png"} - {

@@ -11,9 +11,9 @@ from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
 from pipelines import encode_plan
-from pipelines.encode_latents import _check_images, encode
-from pipelines.encode_on_ray import encode_pictures
-from pipelines.encode_plan import Job, describe_autoencoder, make_plan
+from pipelines.encode_latents import _check_media, encode
+from pipelines.encode_on_ray import encode_media
+from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.exit_codes import exit_code
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, TextSection, Workers
@@ -37,12 +37,19 @@ def recipe(data: Path, tmp_path: Path) -> Recipe:
     )
 
 
+def changed(recipe: Recipe, data: str | None = None, **encode: object) -> Recipe:
+    """The recipe with other data and settings of `encode`."""
+    section = recipe.encode.model_copy(update=encode)
+    return recipe.model_copy(update={"encode": section, "data": data or recipe.data})
+
+
 @pytest.mark.ray
-def test_what_only_a_worker_finds_is_told_in_one_line(data, ray_session, tmp_path, capsys):
-    gone = {"id": "gone", "uri": str(data / "gone.png"), "captions": [], "fingerprint": ""}
-    rows = [{"shard": "s", "items": json.dumps([gone])}]
-    job = Job(str(tmp_path / "store"), SIZE, 3, "identity", "", "", 8)
-    assert exit_code(lambda: list(encode_pictures(rows, job, Workers(), verbose=False)), []) == 2
+def test_what_only_a_worker_finds_is_told_in_one_line(data, recipe, ray_session, capsys):
+    gone = {"id": "gone", "source": "gone", "kind": "image", "uri": str(data / "gone.png")}
+    rows = [{"shard": "s", "bucket": f"{SIZE}x{SIZE}x1", "items": json.dumps([gone])}]
+    job = make_plan(recipe, describe_autoencoder(recipe)).job
+    capsys.readouterr()
+    assert exit_code(lambda: list(encode_media(rows, job, Workers(), verbose=False)), []) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ldm: {data}/gone.png was listed but a worker cannot read it")
     assert line.endswith("it goes on from what is finished")
@@ -54,14 +61,14 @@ def test_no_usable_file_is_the_users_mistake(recipe, tmp_path):
     (folder / "a.png").write_bytes(b"")
     (folder / "b.png").write_text("no picture")
     write_captions(folder, {"a.png": "a", "b.png": "b"})
-    mine = recipe.model_copy(update={"data": str(folder)})
+    mine = changed(recipe, data=str(folder), max_reject_share=1)
     with pytest.raises(UserError, match="none of the 2 files could be used: 1 empty file, 1 not"):
         encode_here(mine)
     assert LatentStore(mine.product("latents")).versions() == []
 
 
 def test_a_size_the_autoencoder_cannot_take(recipe, tmp_path, monkeypatch):
-    coarse = AutoencoderFacts("identity", 8, None, None)
+    coarse = AutoencoderFacts("identity", 8, None, None, None)
     monkeypatch.setattr(encode_plan, "autoencoder_facts", lambda uri: coarse)
     mine = recipe.model_copy(update={"size": 20})
     with pytest.raises(UserError, match=r"size 20 .* downsampling 8: try --set size=16"):
@@ -72,5 +79,5 @@ def test_two_jobs_at_once_are_noticed(recipe, tmp_path):
     plan = make_plan(recipe, describe_autoencoder(recipe))
     store = LatentStore(plan.job.store)
     store.create()
-    with pytest.raises(UserError, match=r"27 rows missing, 0 too many\. One job at a time"):
-        _check_images(plan, store)
+    with pytest.raises(UserError, match="27 files missing, 0 rows that do not belong there"):
+        _check_media(plan, store)

@@ -13,9 +13,13 @@ from picture_folder import SIZE, picture_folder
 from ldm_core.autoencoders.autoencoder import IdentityAutoencoder, Posterior
 from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
-from pipelines import encode_workers
+from ldm_core.media.buckets import Geometry
+from ldm_core.media.locators import MediaReader
+from ldm_core.media.parts import ClipRule
+from pipelines import encode_media, encode_workers
+from pipelines.encode_media import decode_shard
 from pipelines.encode_plan import Job
-from pipelines.encode_workers import EncodeImages, decode_shard, parts_of
+from pipelines.encode_workers import EncodeMedia, parts_of
 from pipelines.recipes.sections import Workers
 
 
@@ -28,31 +32,34 @@ def data(tmp_path_factory) -> Path:
 def job(tmp_path) -> Iterator[Job]:
     LatentStore(str(tmp_path / "store")).create()
     threads = torch.get_num_threads()
-    yield Job(str(tmp_path / "store"), SIZE, 3, "identity", "", "", 8)
+    geometry = Geometry(SIZE, 1, max_aspect=1, upscale=True)
+    rule = ClipRule(8, 17, None, 1, False)
+    yield Job(str(tmp_path / "store"), geometry, rule, 3, "identity", "", "", 8)
     torch.set_num_threads(threads)
 
 
 def shard(folder: Path, *names: str) -> dict[str, str]:
     items = [
-        {"id": name, "uri": str(folder / name), "captions": ["x"], "fingerprint": "f"}
-        for name in names
-    ]
-    return {"shard": "s", "items": json.dumps(items)}
+        {"id": f"{k} {name}", "source": f"{k} {name}", "part": 0, "parts": 1, "kind": "image",
+         "uri": str(folder / name), "captions": [["x", 1.0]], "fingerprint": "f"}
+        for k, name in enumerate(names)
+    ]  # fmt: skip
+    return {"shard": "s", "bucket": f"{SIZE}x{SIZE}x1", "items": json.dumps(items)}
 
 
-def test_decoding_keeps_bad_files_in_the_row(data):
+def test_decoding_keeps_bad_files_in_the_row(data, job):
     names = ["001.png", "text.jpg", "002.png"]
-    row = decode_shard(shard(data, *names), SIZE)
+    row = decode_shard(shard(data, *names), job)
     items = json.loads(row["items"])
     reasons = [item.get("reason") for item in items]
     assert reasons == [None, "not an image", None]
     assert len(row["pixels"]) == 2 * SIZE * SIZE * 3
 
 
-def test_more_files_than_are_read_at_once(data):
+def test_more_files_than_are_read_at_once(data, job):
     names = [path.name for path in sorted(data.glob("0*.png"))] * 3
-    assert len(names) > encode_workers.READS_IN_FLIGHT
-    row = decode_shard(shard(data, *names), SIZE)
+    assert len(names) > encode_media.READS_IN_FLIGHT
+    row = decode_shard(shard(data, *names), job)
     assert len(row["pixels"]) == len(names) * SIZE * SIZE * 3
 
 
@@ -68,13 +75,13 @@ def test_more_files_than_are_read_at_once(data):
         (FileNotFoundError("no such disk here"), UserError, r"001\.png was listed .*FileNotFound"),
     ],
 )
-def test_an_outage_is_not_a_bad_file(data, monkeypatch, raised, seen, told):
-    def down(uri: str) -> bytes:
+def test_an_outage_is_not_a_bad_file(data, job, monkeypatch, raised, seen, told):
+    def down(self, uri: str) -> bytes:
         raise raised
 
-    monkeypatch.setattr(encode_workers, "read_bytes", down)
+    monkeypatch.setattr(MediaReader, "read", down)
     with pytest.raises(seen, match=told):
-        decode_shard(shard(data, "001.png"), SIZE)
+        decode_shard(shard(data, "001.png"), job)
 
 
 def test_a_non_finite_latent_is_a_reject(data, job, monkeypatch):
@@ -85,28 +92,28 @@ def test_a_non_finite_latent_is_a_reject(data, job, monkeypatch):
             return Posterior(mean, torch.zeros_like(mean))
 
     monkeypatch.setattr(encode_workers, "load_autoencoder", lambda uri, device: Broken())
-    row = decode_shard(shard(data, "001.png", "002.png", "003.png"), SIZE)
-    parts = parts_of(EncodeImages(job, threads=1, device="cpu")(row))
+    row = decode_shard(shard(data, "001.png", "002.png", "003.png"), job)
+    parts = parts_of(EncodeMedia(job, threads=1, device="cpu")(row))
     assert {part.table: part.rows for part in parts} == {"samples": 2, "rejects": 1}
     store = LatentStore(job.store)
     for part in parts:
         store.commit(part.table, [part], "s")
     [reject] = store.table("rejects").to_pylist()
-    assert (reject["id"], reject["reason"]) == ("002.png", "non-finite latent")
+    assert (reject["id"], reject["reason"]) == ("1 002.png", "non-finite latent")
 
 
 def test_a_gpu_that_was_not_asked_for_is_left_alone(job, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert (Workers().device, Workers(gpus=0.5).device) == ("cpu", "cuda")
-    assert EncodeImages(job, Workers().threads, Workers().device).device == "cpu"
+    assert EncodeMedia(job, Workers().threads, Workers().device).device == "cpu"
 
 
 def test_batches_do_not_change_the_rows(data, job):
     names = [path.name for path in sorted(data.glob("0*.png"))]
-    row = decode_shard(shard(data, *names), SIZE)
+    row = decode_shard(shard(data, *names), job)
     rows = []
     for size in (1, 7):
-        [part] = parts_of(EncodeImages(replace(job, batch_size=size), threads=1, device="cpu")(row))
+        [part] = parts_of(EncodeMedia(replace(job, batch_size=size), threads=1, device="cpu")(row))
         written = pq.read_table(f"{job.store}/samples/{part.path}", columns=["id", "digest"])
         rows.append(written.to_pylist())
     assert rows[0] == rows[1]

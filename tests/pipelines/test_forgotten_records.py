@@ -18,6 +18,7 @@ from ldm_core.training.ema import Ema
 from pipelines import distill_student, encode_latents, evaluate_model
 from pipelines import train_autoencoder as autoencoder_stage
 from pipelines import train_denoiser as teacher_stage
+from pipelines.encode_changes import Changes
 from pipelines.picture_reader import Pictures
 from pipelines.stage import Record, read_record
 
@@ -73,7 +74,7 @@ def test_encode(version, monkeypatch):
     manifest = version.manifest.model_copy(update={"max_tokens": 5})
     monkeypatch.setattr(LatentStore, "publish", die)
     with pytest.raises(Killed):
-        encode_latents._publish_if_new(store, manifest, 0, 0)
+        encode_latents._publish_if_new(store, manifest, Changes(0, 0, 0))
     assert read_record(store.uri) is None
 
 

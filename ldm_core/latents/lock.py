@@ -1,0 +1,166 @@
+"""One writer at a time: a numbered lock in the store, renewed while its owner works.
+
+```
+<uri>/locks/00000007.json     owner, when it was last renewed, whether it was given back
+```
+
+A writer takes number n + 1, which only one can (put-if-absent), and only once number n was given
+back or has not been renewed for `EXPIRY_S`. Nobody ever removes or replaces another's lock, so that
+two who find the same dead owner cannot both take over from it, and an owner who was thought dead
+finds out by the higher number, at the latest when it asks.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+
+from ldm_core.errors import UserError
+from ldm_core.files import filesystem, join, read_bytes, remove, write_bytes
+from ldm_core.latents.commit import put_if_absent
+
+EXPIRY_S = 120.0
+RENEWAL_S = 20.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    Attributes:
+        host, pid: where it runs.
+        since, renewed: seconds since 1970, by the owner's clock.
+        released: whether it was given back.
+    """
+
+    host: str
+    pid: int
+    since: float
+    renewed: float
+    released: bool = False
+
+    def alive(self, now: float, expiry: float = EXPIRY_S) -> bool:
+        """Whether it may still be writing; an owner on this machine is looked up."""
+        if self.released or now - self.renewed > expiry:
+            return False
+        return self.host != socket.gethostname() or _runs(self.pid)
+
+
+class StoreLock:
+    """A lock that was taken.
+
+    Attributes:
+        uri: of the store.
+        number: of the lock.
+    """
+
+    def __init__(self, uri: str, number: int, owner: Owner) -> None:
+        self.uri, self.number, self.owner = uri, number, owner
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="store lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Make sure that it is still ours.
+
+        Raises:
+            UserError: it was not renewed for so long that another job took over.
+        """
+        newest = max(_numbers(self.uri), default=0)
+        if newest > self.number:
+            raise UserError(
+                f"another job took over {self.uri} (lock {newest}; ours is {self.number}), as this "
+                "one could not renew its lock: what it committed stays; run it again when the "
+                "other has ended"
+            )
+
+    def release(self) -> None:
+        """Give it back; the numbers before it are of no more use."""
+        self._stop.set()
+        self._thread.join()
+        self._write(replace(self.owner, renewed=time.time(), released=True))
+        for number in _numbers(self.uri):
+            if number < self.number:
+                remove(_lock_uri(self.uri, number))
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEWAL_S):
+            with suppress(OSError):  # the storage may be away for a while; the next turn tries anew
+                self._write(replace(self.owner, renewed=time.time()))
+
+    def _write(self, owner: Owner) -> None:
+        write_bytes(_lock_uri(self.uri, self.number), _text(owner))
+
+
+@contextmanager
+def locked(uri: str) -> Iterator[StoreLock]:
+    """Hold the store's lock.
+
+    Raises:
+        UserError: another job holds it; names the owner and the lock's age.
+    """
+    lock = take(uri)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def take(uri: str) -> StoreLock:
+    """Take the store's lock, or raise as `locked` does."""
+    newest, now = max(_numbers(uri), default=0), time.time()
+    holder = _read(uri, newest) if newest else None
+    if holder and holder.alive(now):
+        raise _held(uri, holder, now)
+    owner = Owner(socket.gethostname(), os.getpid(), now, now)
+    try:
+        put_if_absent(_lock_uri(uri, newest + 1), _text(owner))
+    except FileExistsError:
+        raise _held(uri, _read(uri, newest + 1) or owner, now) from None
+    return StoreLock(uri, newest + 1, owner)
+
+
+def _held(uri: str, owner: Owner, now: float) -> UserError:
+    age, silence = f"{now - owner.since:.0f} s", f"{now - owner.renewed:.0f} s"
+    return UserError(
+        f"{uri} is being written by process {owner.pid} on {owner.host} for {age} (renewed "
+        f"{silence} ago): wait until it ends, or end it; a lock that is not renewed for "
+        f"{EXPIRY_S:.0f} s is taken over"
+    )
+
+
+def _numbers(uri: str) -> list[int]:
+    fs, folder = filesystem(join(uri, "locks"))
+    try:
+        names = [path.rsplit("/", 1)[-1] for path in fs.ls(folder, detail=False)]
+    except FileNotFoundError:
+        return []
+    return [int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()]
+
+
+def _read(uri: str, number: int) -> Owner | None:
+    try:
+        return Owner(**json.loads(read_bytes(_lock_uri(uri, number))))
+    except FileNotFoundError:  # its successor cleaned up
+        return None
+
+
+def _lock_uri(uri: str, number: int) -> str:
+    return join(uri, "locks", f"{number:08d}.json")
+
+
+def _text(owner: Owner) -> bytes:
+    return (json.dumps(asdict(owner)) + "\n").encode()
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this machine is there, a dead one that nobody has buried aside."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,203 @@
+"""A video -> clips of equal length at one rate; and the frames of a clip."""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace, VideoReformatter
+
+from ldm_core.errors import BadMedia, UserError
+from ldm_core.media.video import VideoFacts, quarter_turns
+from ldm_core.media.video_stream import CLOCK_ERROR, MAX_FRAME_PIXELS, TIME_BUDGET, timed_frames
+
+_UNNAMED, _HD_HEIGHT = 2, 720  # a frame that names no colour matrix: BT.709 if so high
+_ROUNDING = 1e-6  # of a frame: 3 s at 8 frames a second are 24 frames, not 25
+
+
+@dataclass(frozen=True)
+class Clip:
+    """`frames` moments start_s, start_s + 1/fps, ... in seconds since the first frame."""
+
+    start_s: float
+    frames: int
+    fps: float
+
+    @property
+    def name(self) -> str:
+        """Start, frames and rate, e.g. "t=3.000+17@8"."""
+        return f"t={self.start_s:.3f}+{self.frames}@{self.fps:g}"
+
+    def times(self) -> list[float]:
+        """The seconds of its frames."""
+        return [self.start_s + index / self.fps for index in range(self.frames)]
+
+
+def cut_clips(
+    facts: VideoFacts,
+    fps: float,
+    frames: int,
+    stride: int | None = None,
+    scenes: Sequence[float] = (),
+    multiple: int = 4,
+) -> list[Clip]:
+    """Cut a whole video into clips, in order of time.
+
+    The video is cut into shots at `scenes`. A shot from a to b is sampled at a, a + 1/fps, ...
+    as long as the moment lies before b. Of these n moments, clips of `frames` begin at moment
+    0, stride, 2 stride, ... while so many are left. If any remain after the last of them, one
+    more clip begins at the next multiple of the stride and has 1 + multiple * k frames, as
+    many as there are left. So at most `multiple` - 1 moments at a shot's end go unused, and a
+    shot shorter than one clip, even than one frame, gives one clip.
+
+    Args:
+        facts: of the video, from `probe_video`.
+        fps: frames per second of the clips; more than the video has repeats frames.
+        frames: of a full clip, 1 + multiple * k.
+        stride: moments between the beginnings of two clips; `frames` without overlap if None.
+            A larger one leaves the moments between unused.
+        scenes: seconds at which a shot ends and the next begins; no clip crosses one.
+        multiple: of frames per latent step after the first; 1 allows any length.
+
+    Raises:
+        UserError: fps, stride or multiple not positive, or `frames` not 1 + multiple * k.
+    """
+    stride = frames if stride is None else stride
+    _check(fps, frames, stride, multiple)
+    cuts = sorted({scene for scene in scenes if 0 < scene < facts.seconds})
+    clips = []
+    for start, end in pairwise([0.0, *cuts, facts.seconds]):
+        moments = max(1, math.ceil((end - start) * fps - _ROUNDING))
+        for first, length in _spans(moments, frames, stride, multiple):
+            clips.append(Clip(start + first / fps, length, fps))
+    return clips
+
+
+def decode_clip(
+    data: bytes,
+    clip: Clip,
+    *,
+    threads: int = 1,
+    max_pixels: int = MAX_FRAME_PIXELS,
+    seconds: float = TIME_BUDGET,
+) -> np.ndarray:
+    """The frames of one clip, (T, H, W, 3) uint8; see `decode_clips`."""
+    limits: dict[str, Any] = {"threads": threads, "max_pixels": max_pixels, "seconds": seconds}
+    return next(decode_clips(data, [clip], **limits))
+
+
+def decode_clips(
+    data: bytes,
+    clips: Sequence[Clip],
+    *,
+    threads: int = 1,
+    max_pixels: int = MAX_FRAME_PIXELS,
+    seconds: float = TIME_BUDGET,
+) -> Iterator[np.ndarray]:
+    """The frames of several clips of one video, in one pass: (T, H, W, 3) uint8 RGB each.
+
+    A moment's frame is the last one shown at or before it, to a millisecond. Frames are turned
+    upright by their metadata. Decoding begins at the key frame before the first clip; only
+    frames that a clip needs are converted, and only unfinished clips are held.
+
+    Args:
+        data: the whole file.
+        clips: by start.
+        threads: of the decoder.
+        max_pixels: a frame may have at most this many.
+        seconds: of reading and decoding, the caller's own time not counted.
+
+    Raises:
+        BadMedia: as `probe_video` does, when the damage is reached: earlier clips have been
+            yielded by then. "undecodable" too if a clip's frame is missing or damaged.
+        ValueError: clips not in the order of their starts.
+    """
+    if any(late.start_s < early.start_s for early, late in pairwise(clips)):
+        raise ValueError("clips must be in the order of their starts")
+    if not clips:
+        return
+    moments = deque(sorted((time, i) for i, clip in enumerate(clips) for time in clip.times()))
+    pictures: list[list[np.ndarray]] = [[] for _ in clips]
+    limits: dict[str, Any] = {"threads": threads, "max_pixels": max_pixels, "seconds": seconds}
+    done, damaged, converter = 0, False, VideoReformatter()
+    for until, frame in _on_screen(timed_frames(data, moments[0][0], **limits)):
+        picture = None
+        # Later frames are made from a damaged one, up to the next key frame.
+        damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+        while moments and moments[0][0] < until:
+            if damaged:
+                raise BadMedia("decode", "undecodable", f"damage at {moments[0][0]:.3f} s")
+            if picture is None:
+                picture = _upright_rgb(frame, converter)
+            pictures[moments.popleft()[1]].append(picture)
+        while done < len(clips) and len(pictures[done]) == clips[done].frames:
+            yield _stack(pictures[done])
+            pictures[done] = []
+            done += 1
+        if done == len(clips):
+            return
+    late = f"no frame at {moments[0][0]:.3f} s: the video ends before"
+    raise BadMedia("decode", "undecodable", late)
+
+
+def _check(fps: float, frames: int, stride: int, multiple: int) -> None:
+    if not 0 < fps < math.inf:
+        raise UserError(f"fps is {fps}; expected a positive number, such as 8")
+    if multiple < 1:
+        raise UserError(f"multiple is {multiple}; expected 1 or more")
+    if frames < 1 or (frames - 1) % multiple:
+        near = 1 + multiple * max(0, round((frames - 1) / multiple))
+        raise UserError(f"frames is {frames}; expected 1 + {multiple} k, such as {near}")
+    if stride < 1:
+        raise UserError(f"stride is {stride}; expected 1 or more")
+
+
+def _spans(moments: int, frames: int, stride: int, multiple: int) -> Iterator[tuple[int, int]]:
+    """(first moment, length) of each clip of a shot; the rule is `cut_clips`'s."""
+    covered = 0
+    for first in range(0, moments, stride):
+        left = moments - first
+        length = frames if left >= frames else 1 + (left - 1) // multiple * multiple
+        if first + length > covered:  # an overlapping rest may hold nothing new
+            yield first, length
+        if length < frames:
+            return
+        covered = first + length
+
+
+def _on_screen(
+    frames: Iterator[tuple[float, av.VideoFrame]],
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(until when, frame): a frame stays until the next one, the last for its own duration."""
+    held = None
+    for time, frame in frames:
+        if held is not None:
+            yield time - CLOCK_ERROR, held
+        held, since = frame, time
+    if held is not None:
+        # A last frame that does not say how long it stays, stays.
+        ticks, tick = held.duration, held.time_base
+        lasts = float(ticks * tick) if ticks and tick else math.inf
+        yield since + lasts + CLOCK_ERROR, held
+
+
+def _upright_rgb(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
+    """One decoded frame -> (H, W, 3) uint8 sRGB."""
+    unnamed = frame.colorspace == _UNNAMED and frame.height >= _HD_HEIGHT
+    try:
+        matrix = Colorspace.ITU709 if unnamed else None
+        rgb = converter.reformat(frame, format="rgb24", src_colorspace=matrix, threads=1)
+        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns(frame)))
+    except Exception as error:  # a damaged file can make a parser raise anything
+        raise BadMedia("decode", "undecodable", f"{type(error).__name__}: {error}") from error
+
+
+def _stack(pictures: list[np.ndarray]) -> np.ndarray:
+    shapes = sorted({picture.shape[:2] for picture in pictures})
+    if len(shapes) > 1:
+        raise BadMedia("decode", "undecodable", f"frames of {shapes[0]} and {shapes[1]} pixels")
+    return np.stack(pictures)

@@ -1,0 +1,119 @@
+"""Where the bytes of one picture or video are, as a text that travels to a worker.
+
+A plain URI is a whole file; `x.tar#offset=512&size=1234` is a part of one; and
+`x.parquet#row_group=0&row=12&column=image` is a cell of a Parquet file.
+"""
+
+import re
+from collections import OrderedDict
+from threading import Lock
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldm_core.errors import UserError
+from ldm_core.files import filesystem
+
+# Neither holds a dot, so that no file with the extension of a picture is mistaken for one.
+_PART = re.compile(r"(.+)#offset=(\d+)&size=(\d+)", re.DOTALL)
+_CELL = re.compile(r"(.+)#row_group=(\d+)&row=(\d+)&column=([\w%-]+)", re.DOTALL | re.ASCII)
+
+_CellPlace = tuple[str, int, str]  # file, row group, column
+
+
+def member_uri(file: str, offset: int, size: int) -> str:
+    """The locator of `size` bytes of a file."""
+    return f"{file}#offset={offset}&size={size}"
+
+
+def cell_uri(file: str, row_group: int, row: int, column: str) -> str:
+    """The locator of a Parquet cell; `row` counts within its row group."""
+    name = re.sub(r"[.~]", lambda sign: f"%{ord(sign[0]):02X}", quote(column, safe=""))
+    return f"{file}#row_group={row_group}&row={row}&column={name}"
+
+
+def read_media(uri: str) -> bytes:
+    """The bytes that a locator names, local or remote; see `MediaReader` for many of them.
+
+    Raises:
+        OSError: the file is not there, may not be read, or its server does not answer.
+        UserError: the file has changed since it was listed.
+    """
+    return MediaReader().read(uri)
+
+
+class MediaReader:
+    """Reads the bytes that locators name; any number of threads may share one.
+
+    A part of a file is one range request. Of Parquet files the last row groups are kept, the
+    column of the media only, so that the rows of a group, read one after the other, are one
+    request: read rows in the order in which they lie.
+    """
+
+    def __init__(self, row_groups: int = 2) -> None:
+        self._kept = row_groups
+        self._columns: OrderedDict[_CellPlace, pa.ChunkedArray] = OrderedDict()
+        self._lock = Lock()
+
+    def read(self, uri: str) -> bytes:
+        """The bytes of one picture or video; none for an empty cell.
+
+        Raises:
+            OSError: the file is not there, may not be read, or its server does not answer.
+            UserError: the file has changed since it was listed.
+        """
+        if part := _PART.fullmatch(uri):
+            return _read_part(part[1], int(part[2]), int(part[3]))
+        if cell := _CELL.fullmatch(uri):
+            place = (cell[1], int(cell[2]), unquote(cell[4]))
+            return self._read_cell(place, int(cell[3]))
+        fs, path = filesystem(uri)
+        return bytes(fs.cat_file(path))
+
+    def _read_cell(self, place: _CellPlace, row: int) -> bytes:
+        column = self._column(place)
+        if row >= len(column):
+            raise _changed(place[0])
+        value: Any = column[row].as_py()
+        return (value.get("bytes") if isinstance(value, dict) else value) or b""
+
+    def _column(self, place: _CellPlace) -> pa.ChunkedArray:
+        with self._lock:  # whoever wants the group that another reads waits for it
+            if place not in self._columns:
+                while len(self._columns) >= self._kept:
+                    self._columns.popitem(last=False)
+                self._columns[place] = _read_column(*place)
+            self._columns.move_to_end(place)
+            return self._columns[place]
+
+
+def _read_part(file: str, offset: int, size: int) -> bytes:
+    if not size:
+        return b""  # a range of no bytes cannot be asked for
+    fs, path = filesystem(file)
+    data = bytes(fs.cat_file(path, start=offset, end=offset + size))
+    if len(data) != size:
+        raise _changed(file)
+    return data
+
+
+def _read_column(file: str, row_group: int, column: str) -> pa.ChunkedArray:
+    fs, path = filesystem(file)
+    try:
+        with fs.open(path, "rb", cache_type="none") as stream:
+            parquet = pq.ParquetFile(stream)
+            leaf = bytes_leaf(parquet.schema_arrow, column)
+            return parquet.read_row_group(row_group, columns=[leaf]).column(0)
+    except (pa.ArrowException, KeyError, IndexError) as error:  # no such column, no such group
+        raise _changed(file) from error
+
+
+def bytes_leaf(schema: pa.Schema, column: str) -> str:
+    """The Parquet column of a cell's bytes: itself, or the "bytes" of a struct."""
+    return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
+
+
+def _changed(file: str) -> UserError:
+    return UserError(f"{file} is not as it was listed: run the same command again")

@@ -1,0 +1,133 @@
+"""The rows of a manifest: a table of media by URI, or of their bytes themselves (Parquet only)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ldm_core.errors import UserError
+from ldm_core.media.caption_tables import (
+    CAPTION_COLUMNS,
+    FILE_NAME_COLUMNS,
+    WEIGHT,
+    Columns,
+    Row,
+    parquet_errors,
+    read_rows,
+)
+from ldm_core.media.entries import Kind, media_kind
+from ldm_core.media.locators import bytes_leaf, cell_uri
+from ldm_core.media.places import Place
+
+# A worker holds a row group's media at once, and the one before it.
+LARGEST_ROW_GROUP = 1 << 30
+
+_FILE = ("uri", "url", "file", *FILE_NAME_COLUMNS, "path", "image", "video")
+_OPTIONAL = {**WEIGHT, "id": ("id",)}
+_BY_URI = Columns({"file": _FILE, "caption": CAPTION_COLUMNS}, _OPTIONAL)
+_BY_BYTES = Columns({"caption": CAPTION_COLUMNS}, {**_OPTIONAL, "file": _FILE})
+_BYTES = Columns({}, {"bytes": ("bytes", "image", "video")})
+
+
+@dataclass(slots=True)
+class ManifestRow:
+    """One row, as it is written.
+
+    Attributes:
+        place: names it, such as "a.jsonl:3" or "a.parquet/12".
+        values: by role: "caption", and "file", "id", "weight" where there are such columns.
+        cell: locator of its bytes, where the manifest itself has them.
+        kind: of those bytes.
+    """
+
+    place: str
+    values: Row
+    cell: str | None = None
+    kind: Kind | None = None
+
+
+def manifest_rows(place: Place, id: str) -> Iterator[ManifestRow]:
+    """The rows of one manifest of a place; media in it are located, not read.
+
+    Raises:
+        UserError: it cannot be read, it lacks a column, or its row groups are too large.
+    """
+    if id.lower().endswith(".parquet"):
+        yield from _parquet_rows(place, id)
+    else:
+        for row_place, values in read_rows(id, place.read(id), _BY_URI):
+            yield ManifestRow(row_place, values)
+
+
+def _parquet_rows(place: Place, id: str) -> Iterator[ManifestRow]:
+    path, uri = place.files[id].path, place.uri(id)
+    with place.fs.open(path, "rb", cache_type="none") as stream, parquet_errors(id):
+        file = pq.ParquetFile(stream)
+        inline = _inline_column(file.schema_arrow)
+        texts = _text_columns(id, file.schema_arrow, inline)
+        first = 0
+        for group in range(file.num_row_groups):
+            stored = inline is not None and _stored(id, file, group, inline)
+            rows = file.read_row_group(group, columns=list(texts.values())).to_pylist()
+            for number, row in enumerate(rows):
+                found = ManifestRow(f"{id}/{first + number}", _by_role(texts, row))
+                if stored and inline:
+                    found.cell = cell_uri(uri, group, number, inline)
+                    found.kind = _kind(inline, found.values.get("file"))
+                yield found
+            first += len(rows)
+
+
+def _inline_column(schema: pa.Schema) -> str | None:
+    """The column that holds media, if one does: bytes, or a struct of bytes and path."""
+    holding = [field.name for field in schema if _holds_bytes(field.type)]
+    return _BYTES.choose("", holding).get("bytes")
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return "bytes" in [field.name for field in kind] and _holds_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _text_columns(id: str, schema: pa.Schema, inline: str | None) -> dict[str, str]:
+    """Parquet columns by role, none of them with bytes."""
+    names = [field.name for field in schema if not _holds_bytes(field.type)]
+    if inline is None:
+        return _BY_URI.choose(id, names)
+    chosen = _BY_BYTES.choose(id, names)
+    kind = schema.field(inline).type
+    if pa.types.is_struct(kind) and "path" in [field.name for field in kind]:
+        chosen["file"] = f"{inline}.path"
+    return chosen
+
+
+def _by_role(columns: dict[str, str], row: dict[str, Any]) -> Row:
+    """The values of a row; "image.path" is read as a struct with nothing but a path."""
+    values = {}
+    for role, column in columns.items():
+        outer, dot, inner = column.partition(".") if column not in row else (column, "", "")
+        values[role] = (row[outer] or {}).get(inner) if dot else row[outer]
+    return values
+
+
+def _stored(id: str, file: pq.ParquetFile, group: int, inline: str) -> bool:
+    """Whether a row group holds media: a writer may leave all of them out and give paths."""
+    leaf, metadata = bytes_leaf(file.schema_arrow, inline), file.metadata.row_group(group)
+    columns = map(metadata.column, range(metadata.num_columns))
+    column = next(column for column in columns if column.path_in_schema == leaf)
+    if column.total_uncompressed_size > LARGEST_ROW_GROUP:
+        raise UserError(
+            f"{id}: row group {group} holds {column.total_uncompressed_size} bytes of {inline}, "
+            f"and a worker reads a group at once, {LARGEST_ROW_GROUP} at most: write it with "
+            "smaller row groups, such as row_group_size=256"
+        )
+    known = column.is_stats_set and column.statistics.has_null_count
+    return not (known and column.statistics.null_count == metadata.num_rows)
+
+
+def _kind(inline: str, file: Any) -> Kind:
+    named = media_kind(file) if isinstance(file, str) else None
+    return named or ("video" if inline == "video" else "image")

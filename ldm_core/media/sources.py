@@ -1,0 +1,71 @@
+"""A user's data, whatever form it has, as one listing of entries to encode and rejects."""
+
+from collections.abc import Callable, Iterable
+
+from ldm_core.errors import UserError
+from ldm_core.media.entries import Candidate, Listing, media_kind, sort_out
+from ldm_core.media.manifests import MANIFESTS, list_manifests
+from ldm_core.media.media_folder import list_folder
+from ldm_core.media.places import Place, find_place
+from ldm_core.media.tar_shards import list_shards
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+
+
+def list_media(source: str) -> Listing:
+    """List the pictures and videos of `source` with their captions.
+
+    Args:
+        source: local or any address fsspec knows, `s3://` first:
+            a folder of media with captions in a table or in text files beside them;
+            a WebDataset: a `.tar`, a folder of them, or a pattern with {000..009}, * or ?;
+            a manifest: a `.parquet`, `.jsonl` or `.csv` file, or a folder of Parquet files.
+            A folder that holds pictures or videos is a folder of media, whatever else it holds.
+
+    A file's change is noticed by its modification time (a bucket's ETag) as well as its size, so
+    a file that was only touched, or copied without its times, counts as changed.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, or nothing in it is usable.
+    """
+    place = find_place(source)
+    try:
+        listing = sort_out(_lister(place)(place))
+    except PermissionError as error:
+        raise UserError(f"{source} may not be read ({error}): check the credentials") from error
+    if not listing.entries:
+        raise UserError(_nothing_usable(listing, source))
+    return listing
+
+
+def _lister(place: Place) -> Callable[[Place], Iterable[Candidate]]:
+    """What reads a place of this form."""
+    if place.is_folder and any(map(media_kind, place.files)):
+        return list_folder
+    packed = place.ending(*_COMPRESSED)
+    if packed:
+        raise UserError(
+            f"{place.source}: {packed[0]} is compressed as a whole, so no sample of it can be "
+            "read by itself: unpack it, or make a plain .tar of it (gunzip)"
+        )
+    if place.ending(".tar"):
+        return list_shards
+    if place.ending(".parquet") or (not place.is_folder and place.ending(*MANIFESTS)):
+        return list_manifests
+    if not place.is_folder:
+        raise UserError(
+            f"{place.source} is a file: name the folder that holds the pictures, a .tar, or a "
+            "manifest (.parquet, .jsonl, .csv)"
+        )
+    return list_folder
+
+
+def _nothing_usable(listing: Listing, source: str) -> str:
+    if not listing.rejects:
+        return f"{source} holds no pictures or videos"
+    first = listing.rejects[0]
+    detail = f" ({first.detail})" if first.detail else ""
+    return (
+        f"none of {len(listing.rejects)} entries of {source} is usable; the first, "
+        f"{first.id!r}: {first.reason}{detail}. Files are named relative to the folder"
+    )

@@ -1,0 +1,223 @@
+"""The latent store's tables brought up to date: the stale goes, the missing is made."""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from ldm_core.errors import UserError
+from ldm_core.files import exists, join
+from ldm_core.latents.ledger import StoredRow, Todo, compare, compare_files, cut, shard_name
+from ldm_core.latents.lock import StoreLock
+from ldm_core.latents.schema import SAMPLES, caption_digest, caption_rows, captions_digest
+from ldm_core.latents.store import LatentStore
+from ldm_core.media.buckets import Bucket
+from pipelines.encode_media import Row, only_part
+from pipelines.encode_on_ray import embed_captions, encode_media, probe_files
+from pipelines.encode_plan import Item, Plan
+from pipelines.encode_workers import parts_of, reject_row, result_row, write_parts
+from pipelines.progress import Progress
+from pipelines.recipes.sections import EncodeSection
+from pipelines.stage import Context
+
+MEDIA = ("samples", "rejects")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How many rows a run made and removed, changed ones counting as both; and whose captions alone
+    it changed."""
+
+    new: int
+    removed: int
+    renamed: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The driver as the one committer.
+
+    Attributes:
+        lock: shown to be held before every commit.
+        logs: the snapshots in which the rows to come were missing.
+    """
+
+    store: LatentStore
+    lock: StoreLock
+    logs: Mapping[str, DeltaTable]
+
+    def commit(self, result: Row) -> int:
+        """Commit a finished shard, exactly once; returns its rows."""
+        self.lock.check()
+        parts = parts_of(result)
+        for part in parts:
+            seen = self.logs[part.table].transaction_version(result["shard"]) or 0
+            self.store.commit(part.table, [part], result["shard"], seen + 1)
+        return sum(part.rows for part in parts)
+
+
+def media_to_do(plan: Plan, store: LatentStore, retry_rejects: bool = False) -> Todo:
+    """What separates the tables, as they are now, from the plan; none is all of it."""
+    if not exists(join(store.uri, MEDIA[0], "_delta_log")):
+        return Todo(sorted(plan.fingerprints))
+    logs = {name: store.open(name) for name in MEDIA}
+    rows = _stored_rows(store, logs, retry_rejects)
+    return compare_files(plan.fingerprints, plan.captions_digests, rows)
+
+
+def update_media(plan: Plan, store: LatentStore, lock: StoreLock, context: Context) -> Changes:
+    """Encode the files the store lacks, drop changed or vanished ones, correct captions.
+
+    Raises:
+        UserError: more rejects than the recipe allows, or somebody else took the lock.
+    """
+    logs = {name: store.open(name) for name in MEDIA}
+    todo = media_to_do(plan, store, context.options.retry_rejects)
+    gone = pa.Table.from_pylist([{"id": id} for id in todo.stale])
+    for name in MEDIA:
+        store.delete(name, gone)
+    store.replace("samples", _new_captions(plan, store, todo.renamed))
+    writer = Writer(store, lock, logs)
+    new = _encode_missing(plan, writer, todo, context)
+    return Changes(new, len(todo.stale), len(todo.renamed))
+
+
+def update_texts(plan: Plan, store: LatentStore, lock: StoreLock, context: Context) -> int:
+    """Embed the captions the store lacks, drop those nobody has any more; returns how many new."""
+    log = store.open("texts")
+    columns = ["encoder", "caption_digest", "encoder_digest"]
+    stored = store.table("texts", log.version(), columns).to_pylist()
+    difference = compare(
+        plan.text_rows(),
+        (((row["encoder"], row["caption_digest"]), row["encoder_digest"]) for row in stored),
+    )
+    gone = [dict(zip(columns, key, strict=False)) for key in difference.stale]
+    store.delete("texts", pa.Table.from_pylist(gone))
+    section, verbose = context.recipe.encode, context.options.verbose
+    rows = list(_text_shards(plan, difference.missing, section.shard_size))
+    results = embed_captions(rows, plan.job, section.workers, verbose)
+    writer = Writer(store, lock, {"texts": log})
+    with context.progress(len(difference.missing), "embeddings", "captions") as bar:
+        _commit_all(writer, results, bar)
+    return len(difference.missing)
+
+
+# Media: files -> parts of one bucket each -> shards
+
+
+def _encode_missing(plan: Plan, writer: Writer, todo: Todo, context: Context) -> int:
+    section, verbose = context.recipe.encode, context.options.verbose
+    refused = [plan.rejects[id] for id in todo.missing if id in plan.rejects]
+    entries = [plan.entries[id] for id in todo.missing if id in plan.entries]
+    parts = _parts(plan, entries, context)
+    missing = [part for part in parts if part["id"] not in todo.kept]
+    refused += [part for part in missing if "reason" in part]
+    rows = list(shards_of([part for part in missing if "reason" not in part], section))
+    encoded = encode_media(rows, plan.job, section.workers, verbose)
+    results = itertools.chain(_refuse(writer.store, refused, section), encoded)
+    total = sum(len(json.loads(row["items"])) for row in rows) + len(refused)
+    with context.progress(total, "samples") as bar:
+        _commit_all(writer, _within_ceiling(results, plan, section), bar)
+    return total
+
+
+def _parts(plan: Plan, entries: Sequence[Item], context: Context) -> list[Item]:
+    """The parts of files; only what a listing cannot tell is looked up in the files."""
+    buckets = [bucket for bucket in plan.job.geometry.buckets() if bucket.frames == 1]
+    plain = [entry for entry in entries if entry["kind"] == "image" and len(buckets) == 1]
+    known = [{**entry, **only_part(entry), "bucket": buckets[0].name} for entry in plain]
+    unknown = [entry for entry in entries if entry["kind"] != "image" or len(buckets) > 1]
+    workers, verbose = context.recipe.encode.workers, context.options.verbose
+    with context.progress(len(unknown), "files", "probe") as bar:
+        seen: set[str] = set()
+        for part in probe_files(unknown, plan.job, workers, verbose):
+            known.append(part)
+            seen.add(part["source"])
+            bar.update(len(seen))
+    return known
+
+
+def shards_of(parts: list[Item], section: EncodeSection) -> Iterator[Row]:
+    """Parts of one bucket, those of one file side by side, cut so that their pixels have room."""
+    parts.sort(key=lambda part: (part["bucket"], part["source"], part["part"]))
+    for name, group in itertools.groupby(parts, key=lambda part: part["bucket"]):
+        bucket = Bucket.parse(name)
+        pixels = 3 * bucket.frames * bucket.height * bucket.width
+        size = min(section.shard_size, max(1, section.shard_mib * 2**20 // pixels))
+        for items in cut(list(group), size):
+            yield {"shard": _shard_of(items), "bucket": name, "items": json.dumps(items)}
+
+
+def _shard_of(items: Sequence[Item]) -> str:
+    return shard_name([part for item in items for part in (item["id"], item["fingerprint"])])
+
+
+def _refuse(store: LatentStore, items: list[Item], section: EncodeSection) -> Iterator[Row]:
+    """Write what was refused before it could be decoded; no worker is needed for that."""
+    for some in cut(items, section.shard_size):
+        shard = _shard_of(some)
+        yield result_row(shard, write_parts(store, shard, rejects=list(map(reject_row, some))))
+
+
+def _within_ceiling(results: Iterable[Row], plan: Plan, section: EncodeSection) -> Iterator[Row]:
+    """The results, until there are more rejects than the recipe allows."""
+    rejected, files = 0, len(plan.fingerprints)
+    for result in results:
+        yield result
+        rejected += sum(part.rows for part in parts_of(result) if part.table == "rejects")
+        if rejected > section.max_reject_share * files:
+            raise UserError(
+                f"{rejected} rejects among {files} files are more than encode.max_reject_share "
+                f"{section.max_reject_share:g}: the data itself seems broken. The table rejects in "
+                "the store says why of each; mend the data, or raise the share"
+            )
+
+
+def _stored_rows(
+    store: LatentStore, logs: Mapping[str, DeltaTable], retry_rejects: bool
+) -> Iterator[StoredRow]:
+    """Every row of the tables, as of these snapshots; rejects to be tried again are not current."""
+    columns = ["id", "source_id", "parts", "fingerprint"]
+    versions = {name: log.version() for name, log in logs.items()}
+    samples = store.table("samples", versions["samples"], [*columns, "captions_digest"])
+    for row in samples.to_pylist():
+        yield StoredRow(*row.values())
+    for row in store.table("rejects", versions["rejects"], columns).to_pylist():
+        fingerprint = "" if retry_rejects else row["fingerprint"]
+        yield StoredRow(row["id"], row["source_id"], row["parts"], fingerprint, None)
+
+
+def _new_captions(plan: Plan, store: LatentStore, ids: Sequence[str]) -> pa.Table:
+    """The caption columns of rows that keep their latents."""
+    wanted, rows = set(ids), []
+    columns = ["id", "source_id", "digest"]
+    stored = store.table("samples", columns=columns).to_pylist() if ids else []
+    for row in stored:
+        if row["id"] in wanted:
+            captions = caption_rows(plan.entries[row["source_id"]]["captions"])
+            told = captions_digest(captions)
+            digest = row["digest"][: -len(told)] + told  # see sample_digest
+            rows.append((row["id"], captions, told, digest))
+    fields = [SAMPLES.field(name) for name in ("id", "captions", "captions_digest", "digest")]
+    arrays = zip(fields, zip(*rows, strict=True) if rows else [[]] * 4, strict=True)
+    return pa.table([pa.array(list(values), f.type) for f, values in arrays], pa.schema(fields))
+
+
+def _text_shards(plan: Plan, missing: list[tuple[str, str]], size: int) -> Iterator[Row]:
+    """The missing captions, encoder by encoder, as rows for `EncodeTexts`."""
+    captions = {caption_digest(caption): caption for caption in plan.captions}
+    for entry in plan.texts:
+        for keys in cut([digest for name, digest in missing if name == entry.name], size):
+            texts = json.dumps([captions[digest] for digest in keys])
+            shard = shard_name([entry.name, entry.digest, *keys])
+            yield {"shard": shard, "encoder": entry.name, "items": texts}
+
+
+def _commit_all(writer: Writer, results: Iterable[Row], bar: Progress) -> None:
+    done = 0
+    for result in results:
+        done += writer.commit(result)
+        bar.update(done)

@@ -1,0 +1,139 @@
+"""What the encode job's CPU tasks do: find out what a file holds, and decode its parts.
+
+Files are strangers': they are opened in a child process that is ended when one takes too long or
+too much memory.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+from ldm_core.errors import BadMedia, UserError
+from ldm_core.media.clips import Clip
+from ldm_core.media.guarded import GuardedDecoder
+from ldm_core.media.locators import MediaReader
+from ldm_core.media.parts import Pixels, decode_parts, find_parts
+from ldm_core.media.perceptual_hash import difference_hash
+from pipelines.encode_plan import Item, Job
+
+READS_IN_FLIGHT = 16  # files held while one is decoded; a bucket answers each in tens of ms
+
+Row = dict[str, Any]
+
+
+def probe_entries(row: Row, job: Job) -> Row:
+    """Find the parts of files.
+
+    Args:
+        row: "items" as JSON: id, uri, kind, captions, fingerprint of each file.
+        job: says how big parts are.
+
+    Returns:
+        "items": a part each, with source, part, parts, bucket and, of videos, clip; or the file
+        itself with stage, reason and detail.
+    """
+    entries: list[Item] = json.loads(row["items"])
+    guard = _guard(find_parts, job.item_seconds, job.item_bytes)
+    found: list[Item] = []
+    for [entry], data in _with_bytes([[entry] for entry in entries]):
+        rule = (entry["kind"], job.geometry, job.clips, job.item_seconds)
+        try:
+            parts = guard.decode(data, *rule)
+        except BadMedia as error:
+            found.append({**entry, **only_part(entry), **reject_of(error)})
+            continue
+        found += [
+            {**part_of(entry, part.clip), "part": k, "parts": len(parts), "bucket": part.bucket}
+            for k, part in enumerate(parts)
+        ]
+    return {"items": json.dumps(found)}
+
+
+def only_part(entry: Item) -> Item:
+    """What a file adds that is its own only part."""
+    return {"source": entry["id"], "part": 0, "parts": 1}
+
+
+def part_of(entry: Item, clip: Clip | None) -> Item:
+    """A part as an item of its own: of a video's, the id names the clip."""
+    if clip is None:
+        return {**entry, "source": entry["id"]}
+    id = f"{entry['id']}#{clip.name}"
+    return {**entry, "source": entry["id"], "id": id, "clip": astuple(clip)}
+
+
+def decode_shard(row: Row, job: Job) -> Row:
+    """Read and decode a shard's parts; one that cannot be used goes on without pixels.
+
+    Args:
+        row: "shard", "bucket", and "items" as JSON, as `probe_entries` makes them; those of one
+            file are neighbours.
+        job: says how long a file may take.
+
+    Returns:
+        The row with "items" completed (size, crop and hashes, or stage, reason, detail) and
+        "pixels": (n, T, H, W, 3) uint8 of the n usable ones, in order.
+    """
+    items: list[Item] = json.loads(row["items"])
+    files = [list(group) for _, group in groupby(items, key=lambda item: item["source"])]
+    guard = _guard(decode_parts, job.item_seconds, job.item_bytes)
+    pixels = bytearray()
+    for parts, data in _with_bytes(files):
+        clips = [Clip(*part["clip"]) if "clip" in part else None for part in parts]
+        task = (data, parts[0]["kind"], clips, row["bucket"], job.item_seconds)
+        try:
+            found = guard.decode(*task)
+        except BadMedia as error:
+            found = [error] * len(parts)
+        _complete(parts, found, data)
+        pixels += b"".join(part.frames.tobytes() for part in found if isinstance(part, Pixels))
+    return {**row, "items": json.dumps(items), "pixels": bytes(pixels)}
+
+
+def _complete(items: Sequence[Item], found: Sequence[Pixels | BadMedia], data: bytes) -> None:
+    """Tell each item what became of it."""
+    file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    for item, part in zip(items, found, strict=True):
+        if isinstance(part, BadMedia):
+            item.update(reject_of(part))
+        else:
+            hash = difference_hash(part.frames[0])
+            item.update(file, height=part.height, width=part.width, crop=part.crop, hash=hash)
+
+
+def _with_bytes(files: Sequence[list[Item]]) -> Iterator[tuple[list[Item], bytes]]:
+    """Each file's items with its bytes, a few being read ahead."""
+    read = MediaReader().read
+    with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
+        for start in range(0, len(files), READS_IN_FLIGHT):
+            some = files[start : start + READS_IN_FLIGHT]
+            uris = [items[0]["uri"] for items in some]
+            yield from zip(some, readers.map(lambda uri: _bytes(read, uri), uris), strict=True)
+
+
+def _bytes(read: Callable[[str], bytes], uri: str) -> bytes:
+    """The file's bytes. What the driver has listed and a worker cannot read is no bad media."""
+    try:
+        return read(uri)
+    except (FileNotFoundError, PermissionError) as error:
+        raise UserError(
+            f"{uri} was listed but a worker cannot read it ({type(error).__name__}): every "
+            "node needs the same disk or bucket and the right to read it; then run the same "
+            "command again, it goes on from what is finished"
+        ) from error
+
+
+@lru_cache(maxsize=2)
+def _guard(function: Callable[..., Any], seconds: float, memory: int) -> GuardedDecoder:
+    """One child of this process for each function, kept from shard to shard."""
+    return GuardedDecoder(function, seconds, memory)
+
+
+def reject_of(error: BadMedia) -> Item:
+    """The fields by which an item is a reject."""
+    return {"stage": error.stage, "reason": error.reason, "detail": error.detail}

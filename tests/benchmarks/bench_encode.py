@@ -1,0 +1,222 @@
+"""How much of the encode job is the encoders' own work, against which loop, in how many bytes.
+
+    make bench-encode [ARGS="--pictures 512"]
+
+The same pictures (256 x 256 JPEG) and captions go, in one run and one after the other, through
+  bare    the encoders on ready tensors, at the best of some batch sizes; decoding timed apart;
+  job     `ldm encode` as it is, from its first import to the published version, on Ray;
+  loop    a single process that decodes, encodes, pads and torch.saves item by item.
+Rates are pictures a second by the clock. Efficiency counts CPU time, of all of the job's processes,
+Ray's own included: (bare encoding + bare decoding) / job, so that it says what share of the
+processors' work the media need, however many there are.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image, ImageFilter
+
+from ldm_core.autoencoders.autoencoder import load_autoencoder
+from ldm_core.latents.codec import encode_embedding
+from ldm_core.latents.store import LatentStore
+from ldm_core.media.decode import decode_image, to_pixels
+from ldm_core.text.encoders import load_clip, load_t5
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, Workers
+
+SIZE, MAX_TOKENS = 256, 128
+WORDS = ("a", "red", "old", "house", "by", "the", "sea", "with", "two", "dogs", "and", "clouds")
+
+
+def make_pictures(folder: Path, count: int) -> list[str]:
+    """Soft random pictures, about as hard to decode as photographs, and captions of 8-40 words."""
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), []
+    for k in range(count):
+        noise = Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8))
+        noise.filter(ImageFilter.GaussianBlur(1.5)).save(folder / f"{k:05d}.jpg", quality=90)
+        caption = " ".join(rng.choice(WORDS, rng.integers(8, 41))) + f" {k}"
+        lines.append({"file": f"{k:05d}.jpg", "caption": caption})
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return [line["caption"] for line in lines]
+
+
+def make_autoencoder(folder: Path) -> None:
+    """Stable Diffusion's, at a quarter of its width: f8, 4 channels."""
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(32, 64, 128, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    ).save_pretrained(folder)
+
+
+def recipe_of(root: Path, workers: int) -> Recipe:
+    return Recipe(
+        name="bench",
+        data=str(root / "pictures"),
+        root=str(root / "run"),
+        size=SIZE,
+        autoencoder=AutoencoderSection(source=str(root / "vae")),
+        text=TextSection(tiny_width=256, max_tokens=MAX_TOKENS),
+        encode=EncodeSection(
+            upscale=True, batch_size=8, shard_size=32, workers=Workers(count=workers)
+        ),
+    )
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of this process."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def run_job(recipe: Recipe) -> tuple[float, float]:
+    """Wall-clock seconds of the command, CPU seconds of it and everything it starts."""
+    script = (
+        "import sys; from pipelines.encode_latents import encode; "
+        "from pipelines.recipes.schema import Recipe; from pipelines.stage import Options; "
+        "encode(Recipe.model_validate_json(sys.argv[1]), Options())"
+    )
+    start, used, done = time.perf_counter(), {}, threading.Event()
+    job = subprocess.Popen([sys.executable, "-c", script, recipe.model_dump_json()])
+
+    def watch() -> None:
+        root = psutil.Process(job.pid)
+        while not done.wait(0.1):
+            for process in [root, *_children(root)]:
+                used[process.pid] = max(used.get(process.pid, 0.0), _cpu(process))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = job.wait()
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    assert code == 0, f"the job ended with {code}"
+    return seconds, sum(used.values())
+
+
+def _children(root: psutil.Process) -> list[psutil.Process]:
+    try:
+        return root.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _cpu(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+        return times.user + times.system
+    except psutil.Error:
+        return 0.0
+
+
+def bare(recipe: Recipe, captions: list[str], pixels: torch.Tensor, count: int) -> tuple:
+    """Seconds a picture (wall, CPU) of the encoders alone at their best batch size."""
+    autoencoder = load_autoencoder(recipe.autoencoder_uri)
+    texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
+
+    def work(batch: int) -> None:
+        for start in range(0, count, batch):
+            autoencoder.encode(pixels[start : start + batch])
+            for encoder in texts:
+                encoder.encode(captions[start : start + batch])
+
+    work(8)
+    found = {batch: timed(lambda batch=batch: work(batch)) for batch in (1, 2, 4, 8, 16, 32)}
+    batch = min(found, key=lambda one: found[one][0])
+    print(f"bare: best batch {batch} of {list(found)}")
+    return tuple(seconds / count for seconds in found[batch])
+
+
+def decoding(folder: Path, count: int) -> float:
+    """CPU seconds a picture of decoding to tensors."""
+    files = sorted(folder.glob("*.jpg"))[:count]
+    _, cpu = timed(lambda: [to_pixels(decode_image(file.read_bytes())) for file in files])
+    return cpu / count
+
+
+def loop(recipe: Recipe, captions: list[str], folder: Path, out: Path, count: int) -> float:
+    """Seconds a picture of the loop that many scripts have."""
+    autoencoder = load_autoencoder(recipe.autoencoder_uri)
+    texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
+    out.mkdir()
+
+    def work() -> None:
+        for k, file in enumerate(sorted(folder.glob("*.jpg"))[:count]):
+            image = Image.open(io.BytesIO(file.read_bytes())).convert("RGB")
+            posterior = autoencoder.encode(to_pixels(np.asarray(image))[None])
+            tokens, pooled = (encoder.encode([captions[k]])[0] for encoder in texts)
+            padded = torch.zeros(MAX_TOKENS, tokens.tokens.shape[1])
+            padded[: len(tokens.tokens)] = tokens.tokens
+            item = {"latent": posterior.mean[0], "text": padded, "pooled": pooled.pooled}
+            torch.save(item, out / f"{k:05d}.pt")
+
+    return timed(work)[0] / count
+
+
+def print_bytes() -> None:
+    """Of captions at T5-XXL's width, against rows padded to 256 tokens in 16 bits."""
+    lengths = np.random.default_rng(0).integers(20, 61, 500)
+    padded = 2 * 4096 * 256 * len(lengths)
+    for dtype in ("float16", "int8-b16"):
+        size = sum(len(encode_embedding(torch.randn(int(n), 4096), dtype)) for n in lengths)
+        print(f"bytes of {dtype} tokens over padded 16-bit ones: {size / padded:.3f}")
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--bare", type=int, default=96, help="pictures of the bare measurements")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args, Path(folder))
+    print_bytes()
+
+
+def measure(args: argparse.Namespace, root: Path) -> None:
+    """All three, and their ratios."""
+    captions = make_pictures(root / "pictures", args.pictures)
+    make_autoencoder(root / "vae")
+    recipe = recipe_of(root, args.workers)
+    job_wall, job_cpu = (seconds / args.pictures for seconds in run_job(recipe))
+    store = LatentStore(recipe.product("latents")).open_version()
+    assert store.manifest.counts["samples"] == args.pictures
+    files = sorted((root / "pictures").glob("*.jpg"))[: args.bare]
+    pixels = torch.stack([to_pixels(decode_image(file.read_bytes())) for file in files])
+    bare_wall, bare_cpu = bare(recipe, captions, pixels, args.bare)
+    decode_cpu = decoding(root / "pictures", args.bare)
+    loop_wall = loop(recipe, captions, root / "pictures", root / "loop", args.bare)
+    own = bare_cpu + decode_cpu
+    print(f"{args.pictures} pictures of {SIZE}, {args.workers} workers, torch {torch.__version__}")
+    for name, parts in {
+        "CPU": {"encoders": bare_cpu, "decoding": decode_cpu, "job": job_cpu},
+        "wall": {"encoders": bare_wall, "job": job_wall, "loop": loop_wall},
+    }.items():
+        told = ", ".join(f"{part} {1e3 * seconds:.1f}" for part, seconds in parts.items())
+        print(f"{name} ms a picture: {told}")
+    print(f"efficiency by CPU time, (encoders + decoding) / job: {own / job_cpu:.2f}")
+    print(f"pictures a second, job / bare encoders: {bare_wall / job_wall:.2f}")
+    print(f"pictures a second, job / loop: {loop_wall / job_wall:.2f}")
+
+
+if __name__ == "__main__":
+    main()

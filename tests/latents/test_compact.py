@@ -1,0 +1,354 @@
+"""Other files, the same rows, whoever writes meanwhile."""
+
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from store_faults import Rows, add_rows, change_rows, data_files, reject, sound_store
+
+from ldm_core.files import read_bytes
+from ldm_core.latents import commit
+from ldm_core.latents import compact as compact_module
+from ldm_core.latents.compact import ROWS_PER_GROUP, TRANSACTION, compact, publish_compacted
+from ldm_core.latents.schema import TABLES, encode_array
+from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.latents.vacuum import plan_vacuum
+from ldm_core.latents.verify import verify
+
+PROCESSES = multiprocessing.get_context("forkserver")  # delta-rs' threads do not survive a fork
+PROCESSES.set_forkserver_preload(["ldm_core.latents.verify"])
+MB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(commit, "FIRST_PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> StoreVersion:
+    return sound_store(tmp_path / "a store", count=40, parts=10)
+
+
+def rows_of(store: LatentStore, table: str, number: int | None = None) -> pa.Table:
+    return store.table(table, number).sort_by("id" if table != "texts" else "caption")
+
+
+def ids_of(store: LatentStore) -> list[str]:
+    return sorted(store.table("samples", columns=["id"])["id"].to_pylist())
+
+
+def holds(version: StoreVersion) -> bool:
+    return not any(check.failed for check in verify(version, None))
+
+
+def live(store: LatentStore, table: str = "samples") -> pa.Table:
+    return pa.table(store.open(table).get_add_actions())
+
+
+class TestRows:
+    def test_the_rows_are_the_same_in_one_commit(self, version):
+        store = version.store
+        before, at = rows_of(store, "samples"), store.open("samples").version()
+        done = compact(store, "samples", MB)
+        assert (done.files_before, done.files_after) == (10, 1)
+        assert done.bytes_before == sum(
+            file.stat().st_size for file in data_files(version, "samples")
+        )
+        assert done.bytes_after < done.bytes_before / 2
+        assert store.open("samples").version() == at + 1
+        assert rows_of(store, "samples") == before
+        assert version.table("samples").sort_by("id") == before  # from the former files
+
+    def test_files_of_any_writer_are_merged(self, version):
+        """A deletion rewrites files with delta-rs, whose Arrow types are others."""
+        store = version.store
+        store.delete("samples", pa.table({"id": ["001.png", "012.png"]}))
+        before = rows_of(store, "samples")
+        assert "part-" in str(live(store)["path"])
+        compact(store, "samples", MB)
+        assert live(store).num_rows == 1
+        assert rows_of(store, "samples") == before
+        assert rows_of(store, "samples").schema == TABLES["samples"]
+
+    def test_nulls_and_odd_texts_survive(self, version):
+        store = version.store
+        odd = [reject(id) for id in ("", "ä\0ö", "名前" * 500)]
+        odd += [dict.fromkeys(TABLES["rejects"].names)]
+        for place, row in enumerate(odd):
+            add_rows(store, "rejects", [row], f"odd{place}")
+        before = rows_of(store, "rejects")
+        compact(store, "rejects", MB)
+        assert live(store, "rejects").num_rows == 1
+        assert rows_of(store, "rejects") == before
+
+    def test_files_are_about_the_target_and_large_ones_are_left(self, tmp_path):
+        store = sound_store(tmp_path, count=60, parts=30).store
+        each = max(live(store)["size_bytes"].to_pylist())
+        large = sound_store(tmp_path / "large", count=400, parts=1).store
+        (file,) = data_files(large.open_version(), "samples")
+        data = store.table("samples")
+        target = 8 * each
+        compact(store, "samples", target)
+        sizes = live(store)["size_bytes"].to_pylist()
+        assert len(sizes) < 8
+        assert max(sizes) <= target
+        assert store.table("samples").sort_by("id") == data.sort_by("id")
+        compact(large, "samples", file.stat().st_size)
+        assert data_files(large.open_version(), "samples") == [file]
+
+    def test_again_there_is_nothing_to_do(self, version):
+        store = version.store
+        compact(store, "samples", MB)
+        at, paths = store.open("samples").version(), live(store)["path"].to_pylist()
+        done = compact(store, "samples", MB)
+        assert (done.files_before, done.files_after) == (1, 1)
+        assert (store.open("samples").version(), live(store)["path"].to_pylist()) == (at, paths)
+
+    def test_row_groups_bound_what_a_reader_holds(self, version):
+        store = version.store
+        for shard in range(5):
+            rows = [reject(f"{shard}-{k}") for k in range(ROWS_PER_GROUP // 2 + 7)]
+            add_rows(store, "rejects", rows, f"many{shard}")
+        compact(store, "rejects", 64 * MB)
+        (path,) = live(store, "rejects")["path"].to_pylist()
+        file = pq.ParquetFile(Path(store.uri, "rejects", path)).metadata
+        groups = [file.row_group(k).num_rows for k in range(file.num_row_groups)]
+        assert max(groups) <= ROWS_PER_GROUP
+        assert len(groups) <= 5
+
+    def test_pages_have_checksums_so_that_a_flip_in_an_embedding_is_found(self, version):
+        store = change_rows(version, "texts", widen).store
+        kept = store.table("texts").to_pylist()
+        store.delete("texts", pa.table({"caption": ["cat"]}))
+        add_rows(store, "texts", [row for row in kept if row["caption"] == "cat"], "cat")
+        compact(store, "texts", MB)
+        compacted = store.open_version(publish_compacted(store))
+        (file,) = data_files(compacted, "texts")
+        whole, rng, noticed = file.read_bytes(), random.Random(0), 0
+        rows = compacted.table("texts")
+        start, length = column_chunk(file, "tokens")
+        for place in rng.sample(range(start, start + length), 25):
+            flipped = whole[place] ^ rng.randrange(1, 256)
+            file.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
+            if holds(compacted):  # it was in a page's header: its statistics, which nobody reads
+                assert compacted.table("texts") == rows
+            else:
+                noticed += 1
+        file.write_bytes(whole)
+        assert holds(compacted)
+        assert noticed > 6
+
+
+def widen(rows: Rows) -> None:
+    """Token embeddings that no compression can shorten."""
+    random = torch.Generator().manual_seed(0)
+    for row in rows:
+        if row["tokens"] is not None:
+            shape = [row["tokens_shape"][0], 300]
+            row.update(
+                tokens=encode_array(torch.randn(shape, generator=random)), tokens_shape=shape
+            )
+
+
+def column_chunk(file: Path, name: str) -> tuple[int, int]:
+    """Where a column's pages begin in a file, and their bytes."""
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    chunks = [group.column(k) for k in range(group.num_columns)]
+    chunk = next(each for each in chunks if each.path_in_schema == name)
+    return chunk.dictionary_page_offset or chunk.data_page_offset, chunk.total_compressed_size
+
+
+class TestTransactions:
+    def test_a_shard_is_still_known_to_be_in(self, version):
+        """Beyond a checkpoint too, which keeps only the last of each transaction."""
+        store = version.store
+        compact(store, "samples", MB)
+        store.open("samples").create_checkpoint()
+        log = store.open("samples")
+        assert [log.transaction_version(f"s{k}") for k in range(10)] == [1] * 10
+        add_rows(store, "samples", store.table("samples").to_pylist()[:4], "s3")  # repeated
+        assert store.dataset("samples").count_rows() == 40
+
+    def test_a_lost_acknowledgement_does_not_repeat_it(self, version, monkeypatch):
+        store, replace, lost = version.store, compact_module._replace, []
+
+        def late(*args: object) -> None:
+            replace(*args)
+            lost.append(1)
+            raise OSError("connection reset before the response")
+
+        monkeypatch.setattr(compact_module, "_replace", late)
+        before = rows_of(store, "samples")
+        compact(store, "samples", MB)
+        assert lost == [1]
+        assert rows_of(store, "samples") == before
+
+    def test_the_second_of_two_that_meet_is_refused(self, version, monkeypatch):
+        """delta-rs' own compaction would let both in, and every row would be there twice."""
+        store, merged, met = version.store, compact_module._merged, []
+
+        def slow(*args: object) -> object:
+            if not met:
+                met.append(1)
+                compact(LatentStore(store.uri), "samples", MB)  # another process is faster
+            return merged(*args)
+
+        monkeypatch.setattr(compact_module, "_merged", slow)
+        before = rows_of(store, "samples")
+        compact(store, "samples", MB)
+        assert met
+        assert rows_of(store, "samples") == before
+        assert store.open("samples").transaction_version(TRANSACTION) == 1
+
+    def test_a_deletion_in_between_makes_it_start_anew(self, version, monkeypatch):
+        store, merged, met = version.store, compact_module._merged, []
+
+        def slow(*args: object) -> object:
+            if not met:
+                met.append(1)
+                store.delete("samples", pa.table({"id": ["001.png", "007.png"]}))
+            return merged(*args)
+
+        monkeypatch.setattr(compact_module, "_merged", slow)
+        compact(store, "samples", MB)
+        assert ids_of(store) == [f"{k:03d}.png" for k in range(40) if k not in (1, 7)]
+        assert live(store).num_rows == 1
+
+    def test_a_compaction_during_a_deletion_makes_the_deletion_start_anew(
+        self, version, monkeypatch
+    ):
+        store, opened, met = version.store, LatentStore.open, []
+
+        def open_table(self: LatentStore, *args: object) -> object:
+            log = opened(self, *args)
+            if not met:
+                met.append(1)
+                compact(LatentStore(store.uri), "samples", MB)
+            return log
+
+        monkeypatch.setattr(LatentStore, "open", open_table)
+        store.delete("samples", pa.table({"id": ["001.png", "007.png"]}))
+        assert ids_of(store) == [f"{k:03d}.png" for k in range(40) if k not in (1, 7)]
+
+
+def compact_and_die(uri: str, committed: bool) -> None:
+    """Compact until the new file is written, or until it is committed as well."""
+    replace, merged = compact_module._replace, compact_module._merged
+
+    def die_after(step: Callable[..., object]) -> Callable[..., None]:
+        def run(*args: object) -> None:
+            step(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return run
+
+    compact_module._replace = die_after(replace) if committed else replace
+    compact_module._merged = merged if committed else die_after(merged)
+    compact(LatentStore(uri), "samples", MB)
+
+
+class TestKilled:
+    @pytest.mark.parametrize("committed", [False, True])
+    def test_it_is_done_or_not_and_can_be_repeated(self, version, committed):
+        store, before = version.store, rows_of(version.store, "samples")
+        process = PROCESSES.Process(target=compact_and_die, args=(store.uri, committed))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert rows_of(store, "samples") == before
+        assert live(store).num_rows == (1 if committed else 10)
+        left = plan_vacuum(store, older_than_hours=0).abandoned
+        assert len(left) == (0 if committed else 1)
+        compact(store, "samples", MB)
+        assert live(store).num_rows == 1
+        assert rows_of(store, "samples") == before
+        assert publish_compacted(store) == version.number + 1
+        assert holds(store.open_version())
+
+
+class TestWritersMeanwhile:
+    def test_eight_writers_and_two_compactions_at_a_time(self, version):
+        store, writers, rounds = version.store, 8, 4
+        gate = PROCESSES.Barrier(writers + 2)
+        each = [
+            PROCESSES.Process(target=append, args=(store.uri, w, rounds, gate))
+            for w in range(writers)
+        ]
+        other = [PROCESSES.Process(target=compact_often, args=(store.uri, gate)) for _ in range(2)]
+        for process in each + other:
+            process.start()
+        for process in each + other:
+            process.join()
+        assert [process.exitcode for process in each + other] == [0] * (writers + 2)
+        expected = [f"{k:03d}.png" for k in range(40)]
+        expected += [f"{w}-{k}.png" for w in range(writers) for k in range(rounds)]
+        assert ids_of(store) == sorted(expected)
+        log = store.open("samples")
+        assert log.transaction_version(TRANSACTION) > 1
+        assert all(
+            log.transaction_version(f"w{w}-{k}") for w in range(writers) for k in range(rounds)
+        )
+        compact(store, "samples", MB)
+        assert ids_of(store) == sorted(expected)
+        assert live(store).num_rows == 1
+        assert holds(version)
+
+
+def append(uri: str, writer: int, rounds: int, gate: object) -> None:
+    """What an encode job does, one sample a shard."""
+    store = LatentStore(uri)
+    row = store.table("samples").to_pylist()[0]
+    gate.wait()
+    for k in range(rounds):
+        add_rows(store, "samples", [row | {"id": f"{writer}-{k}.png"}], f"w{writer}-{k}")
+
+
+def compact_often(uri: str, gate: object) -> None:
+    gate.wait()
+    for _ in range(4):
+        compact(LatentStore(uri), "samples", MB)
+
+
+class TestPublishing:
+    def test_a_version_of_the_same_content_with_a_card(self, version):
+        store = version.store
+        for table in TABLES:
+            compact(store, table, MB)
+        number = publish_compacted(store)
+        newest = store.open_version()
+        assert number == newest.number == version.number + 1
+        assert newest.manifest.content == version.manifest.content
+        assert newest.manifest.tables["samples"] == store.open("samples").version()
+        assert newest.manifest.bytes < version.manifest.bytes
+        assert holds(newest)
+        assert holds(version)
+        assert f"version {number} of".encode() in read_bytes(f"{store.uri}/README.md")
+
+    def test_nothing_is_published_where_nothing_was_compacted(self, version):
+        assert publish_compacted(version.store) == version.number
+        assert version.store.open_version().number == version.number
+
+    @pytest.mark.parametrize("table", ["samples", "texts", "rejects"])
+    def test_rows_that_no_version_has_are_left_to_their_writer(self, version, table):
+        store = version.store
+        rows = store.table(table).to_pylist()
+        add_rows(store, table, [rows[0]], "again")  # a row twice is another content as well
+        compact(store, "samples", MB)
+        assert publish_compacted(store) is None
+        assert store.open_version().number == version.number
+
+    def test_on_s3(self, s3):
+        store = sound_store(f"{s3}/compact/a store").store
+        before = rows_of(store, "samples")
+        assert compact(store, "samples", MB).files_after == 1
+        assert publish_compacted(store) == 3
+        assert rows_of(store, "samples") == before
+        assert holds(store.open_version())

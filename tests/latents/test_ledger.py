@@ -1,0 +1,51 @@
+"""What is to do, file by file."""
+
+from ldm_core.latents.ledger import StoredRow, Todo, compare_files
+
+CAPTIONS = {"a": "c", "v": "c"}
+
+
+def row(id: str, source: str, parts: int = 1, mark: str = "f", captions: str | None = "c"):
+    return StoredRow(id, source, parts, mark, captions)
+
+
+def todo(*rows: StoredRow, wanted: dict[str, str] | None = None) -> Todo:
+    return compare_files(wanted or {"a": "f", "v": "f"}, CAPTIONS, rows)
+
+
+def clips(*numbers: int, of: int = 3, **told: str) -> list[StoredRow]:
+    return [row(f"v#{k}", "v", of, **told) for k in numbers]
+
+
+def test_nothing_there():
+    assert todo() == Todo(["a", "v"])
+
+
+def test_all_there():
+    found = todo(row("a", "a"), *clips(0, 1, 2))
+    assert found == Todo([], {"a", "v#0", "v#1", "v#2"})
+
+
+def test_a_video_is_done_when_all_its_clips_are_and_keeps_those_it_has():
+    found = todo(row("a", "a"), *clips(0, 2))
+    assert found == Todo(["v"], {"a", "v#0", "v#2"})
+
+
+def test_a_rejected_clip_is_there_too():
+    assert todo(row("a", "a"), *clips(0, 1), row("v#2", "v", 3, captions=None)).missing == []
+
+
+def test_clips_of_another_cut_are_stale():
+    found = todo(row("a", "a"), *clips(0, 1, 2, mark="before"), *clips(5, of=4))
+    assert (found.missing, found.stale) == (["v"], ["v#0", "v#1", "v#2"])
+    assert found.kept == {"a", "v#5"}
+
+
+def test_a_vanished_file_and_a_row_that_is_there_twice_go():
+    found = todo(row("a", "a"), row("a", "a"), row("x", "x"), *clips(0, 1, 2))
+    assert (found.missing, found.stale) == (["a"], ["a", "x"])
+
+
+def test_other_captions_rename_and_encode_nothing():
+    found = todo(row("a", "a", captions="before"), *clips(0, 1, 2))
+    assert (found.missing, found.stale, found.renamed) == ([], [], ["a"])

@@ -1,0 +1,104 @@
+"""One writer at a time, also when its owner dies."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Barrier, Thread
+
+import pytest
+
+from ldm_core.errors import UserError
+from ldm_core.latents import lock
+from ldm_core.latents.lock import EXPIRY_S, Owner, locked, take
+
+
+def numbers(uri: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (uri / "locks").iterdir())
+
+
+def leave_behind(uri: Path, number: int, **told: object) -> None:
+    """A lock as somebody else wrote it."""
+    now = time.time()
+    owner = {"host": "elsewhere", "pid": 7, "since": now - 600, "renewed": now} | told
+    (uri / "locks").mkdir(parents=True, exist_ok=True)
+    (uri / "locks" / f"{number:08d}.json").write_text(json.dumps(owner))
+
+
+def test_the_second_is_refused_and_told_by_whom(tmp_path):
+    with locked(str(tmp_path)) as first:
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on {socket.gethostname()}"):
+            take(str(tmp_path))
+        first.check()
+    with locked(str(tmp_path)) as second:
+        second.check()
+    assert numbers(tmp_path) == [2]
+
+
+def test_what_an_owner_elsewhere_does_not_renew_is_taken_over(tmp_path):
+    leave_behind(tmp_path, 4)
+    with pytest.raises(UserError, match=r"process 7 on elsewhere for 60\d s \(renewed 0 s ago\)"):
+        take(str(tmp_path))
+    leave_behind(tmp_path, 4, renewed=time.time() - EXPIRY_S - 1)
+    with locked(str(tmp_path)):
+        assert numbers(tmp_path) == [4, 5]
+    assert numbers(tmp_path) == [5]
+
+
+def test_a_dead_owner_here_is_known_to_be_dead(tmp_path):
+    script = (
+        "import sys, os; from ldm_core.latents.lock import take; take(sys.argv[1]); os._exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == 9
+    [left] = numbers(tmp_path)
+    assert not json.loads((tmp_path / "locks" / f"{left:08d}.json").read_text())["released"]
+    with locked(str(tmp_path)):
+        assert left + 1 in numbers(tmp_path)
+
+
+def test_who_was_thought_dead_finds_out(tmp_path):
+    with locked(str(tmp_path)) as slow:
+        leave_behind(tmp_path, slow.number + 1)
+        with pytest.raises(UserError, match="another job took over"):
+            slow.check()
+
+
+def test_of_many_who_find_a_dead_owner_one_takes_over(tmp_path):
+    leave_behind(tmp_path, 1, renewed=0.0)
+    start, taken, refused = Barrier(16), [], []
+
+    def race() -> None:
+        start.wait()
+        try:
+            taken.append(take(str(tmp_path)))
+        except UserError as error:
+            refused.append(error)
+
+    threads = [Thread(target=race) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(taken), len(refused)) == (1, 15)
+    taken[0].release()
+
+
+def test_the_owner_renews_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "RENEWAL_S", 0.01)
+    with locked(str(tmp_path)) as mine:
+        file = tmp_path / "locks" / f"{mine.number:08d}.json"
+        deadline = time.monotonic() + 30
+        while json.loads(file.read_text())["renewed"] == mine.owner.renewed:
+            assert time.monotonic() < deadline, "never renewed"
+            time.sleep(0.01)
+
+
+def test_an_owner_is_alive_until_released_or_gone():
+    mine = Owner(socket.gethostname(), os.getpid(), 0.0, 100.0)
+    assert mine.alive(100.0 + EXPIRY_S)
+    assert not mine.alive(101.0 + EXPIRY_S)
+    assert not Owner(mine.host, mine.pid, 0.0, 100.0, released=True).alive(100.0)

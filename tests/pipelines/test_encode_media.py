@@ -1,0 +1,201 @@
+"""The encode stage on videos and on pictures of many shapes, with its workers in this process."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLWan
+from picture_folder import picture, write_captions
+from PIL import Image
+from tiny_runs import encode_here
+from video_files import encode as video_file
+from video_files import numbered, numbers
+
+from ldm_core.autoencoders.autoencoder import load_autoencoder
+from ldm_core.latents.reader import LatentReader
+from ldm_core.latents.schema import decode_array
+from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.media.decode import to_image, to_pixels
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, TrainSection
+
+RATE = 8
+
+
+def project(folder: Path, size: int, source: str = "identity", **encode: object) -> Recipe:
+    return Recipe(
+        name="test",
+        data=str(folder / "data"),
+        root=str(folder / "root"),
+        size=size,
+        autoencoder=AutoencoderSection(source=source),
+        text=TextSection(tiny_width=8),
+        encode=EncodeSection.model_validate({"batch_size": 8, "max_aspect": 2} | encode),
+        train=TrainSection(patch_size=1),
+    )
+
+
+def encoded(recipe: Recipe) -> StoreVersion:
+    encode_here(recipe)
+    return LatentStore(recipe.product("latents")).open_version()
+
+
+def saved(module: torch.nn.Module, folder: Path) -> str:
+    module.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_kl() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    )
+
+
+def tiny_wan() -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    return AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        attn_scales=[],
+        temperal_downsample=[True, True],
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path
+
+
+def latents_of(row: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, logvar = (
+        decode_array(row[f"latent_{k}"], row["latent_shape"]) for k in ("mean", "logvar")
+    )
+    return torch.from_numpy(mean.copy()).float(), torch.from_numpy(logvar.copy()).float()
+
+
+def put_videos(folder: Path, **lengths: int) -> None:
+    for name, count in lengths.items():
+        (folder / "data" / f"{name}.mp4").write_bytes(video_file(numbered(count, 64, 64), fps=RATE))
+    write_captions(folder / "data", {f"{name}.mp4": f"the video {name}" for name in lengths})
+
+
+def test_clips_keep_the_order_and_the_time_of_their_frames(folder):
+    put_videos(folder, long=40, short=6)
+    version = encoded(project(folder, 64, frames=17, fps=RATE))
+    rows = sorted(
+        version.table("samples").to_pylist(), key=lambda row: (row["source_id"], row["part"])
+    )
+    told = [(row["source_id"], row["start_s"], row["frames"], row["parts"]) for row in rows]
+    assert told == [
+        ("long.mp4", 0.0, 17, 3), ("long.mp4", 17 / RATE, 17, 3), ("long.mp4", 34 / RATE, 6, 3),
+        ("short.mp4", 0.0, 6, 1),
+    ]  # fmt: skip
+    for row in rows:
+        first = round(row["start_s"] * RATE)
+        frames = to_image(latents_of(row)[0].transpose(0, 1))  # the identity's latents are pixels
+        assert numbers(frames) == list(range(first, first + row["frames"]))
+        assert (row["media"], row["fps"], row["captions"][0]["caption"][:3]) == (
+            "video",
+            RATE,
+            "the",
+        )
+    assert version.manifest.counts["rejects"] == 0
+
+
+def test_at_half_the_rate_every_second_frame_is_kept(folder):
+    put_videos(folder, a=21)
+    version = encoded(project(folder, 64, frames=9, fps=RATE / 2))
+    rows = sorted(version.table("samples").to_pylist(), key=lambda row: row["part"])
+    shown = [numbers(to_image(latents_of(row)[0].transpose(0, 1))) for row in rows]
+    assert shown == [list(range(0, 18, 2)), [18, 20]]
+
+
+def test_a_wan_roundtrip_equals_encoding_directly(folder):
+    put_videos(folder, a=14)
+    source = saved(tiny_wan(), folder / "wan")
+    version = encoded(project(folder, 64, source, frames=9, fps=RATE))
+    model = load_autoencoder(source)
+    rows = sorted(version.table("samples").to_pylist(), key=lambda row: row["part"])
+    assert [row["latent_shape"][1] for row in rows] == [3, 2]  # 9 frames, then 1 + 4 of the rest
+    for row in rows:
+        height, width, count = map(int, row["bucket"].split("x"))
+        start = round(row["start_s"] * RATE)
+        video = decoded_by_hand(folder / "data/a.mp4", start, count, (width, height), row)
+        direct = model.encode(video)
+        kept, logvar = latents_of(row)
+        torch.testing.assert_close(kept, direct.mean[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(logvar, direct.logvar[0], rtol=1e-3, atol=1e-3)
+        assert (model.decode(kept[None]) - model.decode(direct.mean)).abs().max() < 1e-2
+
+
+def decoded_by_hand(
+    file: Path, start: int, count: int, size: tuple[int, int], row: dict
+) -> torch.Tensor:
+    """(1, 3, T, H, W): the crop that the row tells, of PyAV's own frames."""
+    import av
+
+    box = [row[f"crop_{side}"] for side in ("left", "top", "right", "bottom")]
+    with av.open(str(file)) as video:
+        images = [frame.to_image() for frame in video.decode(video=0)][start : start + count]
+    fitted = [
+        np.asarray(image.crop(box).resize(size, Image.Resampling.LANCZOS)) for image in images
+    ]
+    return to_pixels(np.stack(fitted)).transpose(0, 1)[None]
+
+
+def test_pictures_of_all_shapes_keep_their_shape(folder):
+    sizes = {
+        "wide.png": (96, 48),
+        "tall.png": (40, 80),
+        "square.png": (70, 70),
+        "small.png": (20, 24),
+    }
+    for name, size in sizes.items():
+        picture(1).resize(size).save(folder / "data" / name)
+    write_captions(folder / "data", dict.fromkeys(sizes, "a picture"))
+    source = saved(tiny_kl(), folder / "kl")
+    version = encoded(project(folder, 64, source))
+    rows = {row["id"]: row for row in version.table("samples").to_pylist()}
+    assert rows.keys() == sizes.keys()
+    buckets = {name: tuple(map(int, row["bucket"].split("x"))) for name, row in rows.items()}
+    assert buckets["wide.png"][1] > buckets["wide.png"][0]
+    assert buckets["tall.png"][0] > buckets["tall.png"][1]
+    assert buckets["square.png"] == (64, 64, 1)
+    model = load_autoencoder(source)
+    for name, row in rows.items():
+        height, width, _ = buckets[name]
+        assert width <= sizes[name][0]  # nothing is enlarged
+        assert height <= sizes[name][1]
+        box = [row[f"crop_{side}"] for side in ("left", "top", "right", "bottom")]
+        image = (
+            Image.open(folder / "data" / name)
+            .crop(box)
+            .resize((width, height), Image.Resampling.LANCZOS)
+        )
+        direct = model.encode(to_pixels(np.asarray(image))[None])
+        kept, _ = latents_of(row)
+        torch.testing.assert_close(kept, direct.mean[0], rtol=1e-3, atol=1e-3)
+        assert (model.decode(kept[None]) - model.decode(direct.mean)).abs().max() < 1e-2
+
+
+def test_captions_in_eight_bits(folder):
+    for k in range(3):
+        picture(k).save(folder / "data" / f"{k}.png")
+    write_captions(folder / "data", {f"{k}.png": f"picture {k} of three" for k in range(3)})
+    recipe = project(folder, 16, max_aspect=1, upscale=True)
+    exact = LatentReader(encoded(recipe)).batch(np.arange(3), np.zeros(3, int), 0).condition
+    small = recipe.encode.model_copy(update={"text_dtype": "int8-b16"})
+    version = encoded(recipe.model_copy(update={"encode": small}))
+    assert version.number == 2
+    assert set(version.table("texts")["dtype"].to_pylist()) == {"int8-b16", "float16"}
+    near = LatentReader(version).batch(np.arange(3), np.zeros(3, int), 0).condition
+    error = (near.tokens - exact.tokens).norm() / exact.tokens.norm()
+    assert 0 < error < 0.01
