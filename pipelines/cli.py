@@ -20,7 +20,9 @@ from pipelines.cli_options import (
 )
 from pipelines.exit_codes import Commands
 from pipelines.recipe_options import Arguments
+from pipelines.schedule_command import schedule
 from pipelines.stage_commands import add_stages
+from pipelines.store_command import store
 
 app = typer.Typer(
     cls=Commands,
@@ -227,6 +229,10 @@ def submit(
     print(submission.command(), flush=True)
     if not dry_run:
         send(submission, wait=not no_wait)
+
+
+app.command(rich_help_panel=MORE)(store)
+app.command(rich_help_panel=MORE)(schedule)
 
 
 if __name__ == "__main__":
