@@ -26,7 +26,7 @@ from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
 from ldm_core.errors import UserError
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
-from ldm_core.media.decode import to_image
+from ldm_core.media.pixels import to_image
 from ldm_core.model_directory import ModelConfig, Reference, load_model
 from ldm_core.samplers.choice import SamplerChoice
 from ldm_core.samplers.events import OnStep

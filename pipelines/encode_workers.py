@@ -31,7 +31,7 @@ from ldm_core.latents.schema import (
 )
 from ldm_core.latents.store import LatentStore, PartFile
 from ldm_core.media.buckets import Bucket
-from ldm_core.media.decode import to_pixels
+from ldm_core.media.pixels import to_pixels
 from ldm_core.text.encoders import TextEmbedding, TextEncoder, load_clip, load_t5
 from pipelines.encode_media import Row, reject_of
 from pipelines.encode_plan import Item, Job, stored_as

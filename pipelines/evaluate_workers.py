@@ -18,7 +18,7 @@ from ldm_core.autoencoders.autoencoder import Autoencoder
 from ldm_core.evaluation.prompts import evaluation_scenes
 from ldm_core.evaluation.verifier import Verdict, verify
 from ldm_core.generation import PictureGenerator, PictureRequest
-from ldm_core.media.decode import to_image, to_pixels
+from ldm_core.media.pixels import to_image, to_pixels
 from ldm_core.media.shapes import Scene, render_scene
 from pipelines import ray_runtime
 from pipelines.recipes.sections import Workers

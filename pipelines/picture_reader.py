@@ -10,8 +10,9 @@ from torch import Tensor
 from ldm_core import random
 from ldm_core.errors import BadMedia, UserError
 from ldm_core.latents.reader import sample_key
-from ldm_core.media.decode import decode_image, fit_to_square, to_pixels
+from ldm_core.media.decode import decode_image, fit_to_square
 from ldm_core.media.folder import CaptionedImage, read_bytes
+from ldm_core.media.pixels import to_pixels
 
 HELD_OUT = 64
 CACHE_BYTES = 2 << 30  # of decoded pictures, on every worker

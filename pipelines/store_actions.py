@@ -8,6 +8,7 @@ from ldm_core.autoencoders.autoencoder import AutoencoderFacts, autoencoder_fact
 from ldm_core.errors import UserError
 from ldm_core.latents.compact import Compaction, compact, publish_compacted
 from ldm_core.latents.difference import Changes, difference
+from ldm_core.latents.lock import locked
 from ldm_core.latents.schema import TABLES
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.tally import Check
@@ -113,7 +114,7 @@ def vacuum_store(uri: str, keep: int, older_than: float, dry_run: bool) -> None:
     if dry_run:
         _next(uri, *options)
         return
-    with Progress("vacuum", len(plan.files), "files") as bar:
+    with locked(store.uri), Progress("vacuum", len(plan.files), "files") as bar:
         vacuum(store, plan, bar.update)
     print(f"{_total(plan.files)} freed")
     _next(uri, "--verify")
@@ -129,10 +130,11 @@ def compact_store(uri: str, target_mb: int) -> None:
         raise UserError(f"--target-mb {target_mb}: give 1 or more")
     store = LatentStore(uri)
     newest = store.open_version().number
-    done = [compact(store, table, target_mb * 2**20) for table in TABLES]
+    with locked(store.uri):
+        done = [compact(store, table, target_mb * 2**20) for table in TABLES]
+        number = publish_compacted(store)
     columns = ("table", "files before", "files now", "size before", "size now")
     print_table(f"files of {masked(store.uri)}", columns, [_compaction_row(each) for each in done])
-    number = publish_compacted(store)
     if number is None:
         print(
             f"the tables hold other rows than version {newest}: `ldm encode` will publish them "

@@ -14,7 +14,7 @@ from ldm_core.generation import grid_image
 from ldm_core.latents.reader import sample_key
 from ldm_core.latents.schema import decode_array
 from ldm_core.latents.store import StoreVersion
-from ldm_core.media.decode import to_image
+from ldm_core.media.pixels import to_image
 
 PICTURES, COLUMNS = 16, 4
 

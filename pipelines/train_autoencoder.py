@@ -27,8 +27,8 @@ from ldm_core.files import file_sizes, join, remove, upload_folder
 from ldm_core.generation import grid_image
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.reader import SamplePlan
-from ldm_core.media.decode import to_image
 from ldm_core.media.folder import CaptionedImage, list_captioned_images
+from ldm_core.media.pixels import to_image
 from ldm_core.training.optimizers import hidden_kernels, muon_and_adamw, warmup_then_decay
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype

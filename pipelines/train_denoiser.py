@@ -20,8 +20,8 @@ from ldm_core.diffusion.denoiser import Network
 from ldm_core.diffusion.timesteps import logit_normal
 from ldm_core.errors import UserError
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
-from ldm_core.latents.schema import bucket_name
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.media.buckets import Bucket
 from ldm_core.model_directory import FORMAT, ModelConfig, Reference, save_model
 from ldm_core.objectives.flow_matching import flow_matching_loss
 from ldm_core.training.draws import draw
@@ -91,7 +91,7 @@ def check_sizes(recipe: Recipe, version: StoreVersion) -> None:
             not divide.
     """
     section, manifest = recipe.train, version.manifest
-    if bucket_name(recipe.size, recipe.size) not in manifest.buckets:
+    if Bucket(recipe.size, recipe.size).name not in manifest.buckets:
         raise UserError(
             f"size is {recipe.size}, but {version.store.uri} version {version.number} holds "
             f"pictures of {', '.join(manifest.buckets)} (height x width x frames): run "

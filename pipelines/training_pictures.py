@@ -13,7 +13,7 @@ from ldm_core.errors import UserError
 from ldm_core.generation import grid_image
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.latents.reader import LatentReader
-from ldm_core.media.decode import to_image
+from ldm_core.media.pixels import to_image
 from ldm_core.samplers.euler import sample_euler
 from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema

@@ -37,17 +37,16 @@ licences hold for the latents too.
 ## Reading it
 
 `samples/`, `texts/` and `rejects/` are Delta tables of Parquet files, and `versions/*.json` name
-the version of each that belongs together. Read them as Delta tables, and with these versions: the
-bare files also hold rows that were superseded. Change `"."` to the store's place, also `s3://…`.
+the Delta versions that belong together: {tables[samples]}, {tables[texts]} and {tables[rejects]} of
+these. Read them as Delta tables, and at these versions: the bare files also hold rows that were
+superseded. Change `"."` to the store's place, also `s3://…`.
 
 ```python
-import json
 import numpy as np
 from deltalake import DeltaTable
 
 store = "."
-tables = json.load(open(f"{{store}}/versions/{number:08d}.json"))["tables"]
-samples = DeltaTable(f"{{store}}/samples", version=tables["samples"])
+samples = DeltaTable(f"{{store}}/samples", version={tables[samples]})
 
 table = samples.to_pyarrow_table(columns=["id", "captions", "latent_mean", "latent_shape"])
 frame = samples.to_pandas(columns=["id", "bucket", "source_uri"])
@@ -59,12 +58,10 @@ latent = np.frombuffer(first["latent_mean"], "<f2").reshape(first["latent_shape"
 Polars:
 
 ```python
-import json
 import polars
 
 store = "."
-tables = json.load(open(f"{{store}}/versions/{number:08d}.json"))["tables"]
-texts = polars.scan_delta(f"{{store}}/texts", version=tables["texts"])
+texts = polars.scan_delta(f"{{store}}/texts", version={tables[texts]})
 longest = texts.select("encoder", "caption").sort(polars.col("caption").str.len_chars()).collect()
 ```
 
@@ -72,13 +69,11 @@ DuckDB, with the files that a version consists of (its `delta` extension, once i
 `delta_scan('./samples')` for the tables' present state):
 
 ```python
-import json
 import duckdb
 from deltalake import DeltaTable
 
 store = "."
-tables = json.load(open(f"{{store}}/versions/{number:08d}.json"))["tables"]
-files = DeltaTable(f"{{store}}/samples", version=tables["samples"]).file_uris()
+files = DeltaTable(f"{{store}}/samples", version={tables[samples]}).file_uris()
 query = "SELECT bucket, count(*) AS samples FROM read_parquet(?) GROUP BY bucket"
 buckets = duckdb.execute(query, [files]).fetchall()
 ```
@@ -99,6 +94,7 @@ def store_card(manifest: Manifest) -> str:
         rejects=manifest.counts["rejects"],
         captions=manifest.counts["texts"] // max(len(manifest.texts), 1),
         number=manifest.number,
+        tables=manifest.tables,
         created=manifest.created[:10],
         content=manifest.content,
         bytes=manifest.bytes,

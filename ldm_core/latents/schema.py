@@ -88,11 +88,6 @@ REJECTS = pa.schema(
 TABLES = {"samples": SAMPLES, "texts": TEXTS, "rejects": REJECTS}
 
 
-def bucket_name(height: int, width: int, frames: int = 1) -> str:
-    """The bucket of media of one size, e.g. "64x64x1"."""
-    return f"{height}x{width}x{frames}"
-
-
 def caption_digest(text: str) -> str:
     """The key of a caption in `texts`: 32 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

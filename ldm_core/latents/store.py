@@ -247,7 +247,7 @@ class StoreVersion:
 def parquet_bytes(rows: pa.Table) -> bytes:
     """Rows as the file that `LatentStore.write_part` writes."""
     sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(rows, sink, compression="zstd")
+    pyarrow.parquet.write_table(rows, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
 
 

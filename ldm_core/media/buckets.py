@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 from ldm_core.errors import BadMedia, UserError
-from ldm_core.latents.schema import bucket_name
 
 Crop = tuple[int, int, int, int]
 
@@ -32,7 +31,7 @@ class Bucket:
     @property
     def name(self) -> str:
         """As in the store's `bucket` column: "HxWxT"."""
-        return bucket_name(self.height, self.width, self.frames)
+        return f"{self.height}x{self.width}x{self.frames}"
 
     @classmethod
     def parse(cls, name: str) -> "Bucket":

@@ -1,10 +1,12 @@
-"""Bytes of one picture -> upright 8-bit sRGB, whatever the file's mode; then crops and tensors."""
+"""Bytes of one picture -> upright 8-bit sRGB, whatever the file's mode; then crops.
+
+No torch here: a child process that decodes starts in a tenth of the time.
+"""
 
 import io
 import struct
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from ldm_core.errors import BadMedia
@@ -80,18 +82,6 @@ def fit_to_square(image: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, 
         return square.copy(), crop
     resized = Image.fromarray(square).resize((side, side), Image.Resampling.LANCZOS)
     return np.array(resized), crop
-
-
-def to_pixels(image: np.ndarray) -> torch.Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image)).movedim(-1, -3)
-    return pixels.contiguous().float() / 127.5 - 1
-
-
-def to_image(pixels: torch.Tensor) -> np.ndarray:
-    """(3, H, W) or (B, 3, H, W) in [-1, 1] -> (H, W, 3) or (B, H, W, 3) uint8, clamped."""
-    levels = ((pixels.detach().float() + 1) * 127.5).round().clamp(0, 255)
-    return levels.to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
 def _reason(error: Exception, data: bytes) -> str:

@@ -8,7 +8,7 @@ from ldm_core.autoencoders.autoencoder import Posterior
 from ldm_core.autoencoders.losses import autoencoder_loss
 from ldm_core.autoencoders.training import Reconstruction, halved, new_autoencoder
 from ldm_core.evaluation.prompts import evaluation_scenes
-from ldm_core.media.decode import to_pixels
+from ldm_core.media.pixels import to_pixels
 from ldm_core.media.shapes import render_scene
 from ldm_core.training.optimizers import hidden_kernels, muon_and_adamw, warmup_then_decay
 

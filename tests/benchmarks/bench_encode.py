@@ -32,7 +32,8 @@ from PIL import Image, ImageFilter
 from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.latents.codec import encode_embedding
 from ldm_core.latents.store import LatentStore
-from ldm_core.media.decode import decode_image, to_pixels
+from ldm_core.media.decode import decode_image
+from ldm_core.media.pixels import to_pixels
 from ldm_core.text.encoders import load_clip, load_t5
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, Workers

@@ -8,7 +8,7 @@ from ldm_core.conditioning.segmentation import (
     dominant_colors,
     segmentation_hint,
 )
-from ldm_core.media.decode import to_pixels
+from ldm_core.media.pixels import to_pixels
 from ldm_core.media.shapes import BACKGROUNDS, COLORS, Scene, SceneObject, coverage, render_scene
 
 SIDE = 32

@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from ldm_core.conditioning import edges
 from ldm_core.conditioning.edges import canny_edges, gaussian_blur, hysteresis, sobel, thin
-from ldm_core.media.decode import to_pixels
+from ldm_core.media.pixels import to_pixels
 from ldm_core.media.shapes import BACKGROUNDS, COLORS, Scene, SceneObject, render_scene
 
 SIDE = 96

@@ -7,7 +7,8 @@ import torch
 from PIL import Image, ImageCms
 
 from ldm_core.errors import BadMedia
-from ldm_core.media.decode import FORMATS, decode_image, fit_to_square, to_image, to_pixels
+from ldm_core.media.decode import FORMATS, decode_image, fit_to_square
+from ldm_core.media.pixels import to_image, to_pixels
 
 RAMP = np.linspace(0, 255, 24 * 16 * 3).reshape(16, 24, 3).astype(np.uint8)
 

@@ -15,7 +15,7 @@ from pipelines.exit_codes import JobFailed, exit_code
 from pipelines.recipes import RECIPES
 
 STAGES = ("autoencoder", "encode", "train", "distill", "evaluate")
-COMMANDS = ("shapes", *STAGES, "demo", "sample", "serve", "show", "submit")
+COMMANDS = ("shapes", *STAGES, "demo", "sample", "serve", "show", "submit", "store", "schedule")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -16,7 +16,7 @@ from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.latents.reader import LatentReader
 from ldm_core.latents.schema import decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
-from ldm_core.media.decode import to_image, to_pixels
+from ldm_core.media.pixels import to_image, to_pixels
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, TrainSection
 
