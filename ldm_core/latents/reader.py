@@ -97,7 +97,8 @@ class LatentReader:
         if len(manifest.buckets) != 1:
             raise UserError(
                 f"{version.store.uri} version {version.number} holds the buckets "
-                f"{manifest.buckets}, this reader takes one: encode at a single size"
+                f"{manifest.buckets}, this reader takes one: encode pictures alone, with "
+                "encode.max_aspect=1 and encode.upscale=true"
             )
         self.mean, self.std = (
             torch.tensor(values, dtype=torch.float32)[:, None, None]
