@@ -14,7 +14,12 @@ from ldm_core.diffusion.variance_preserving import DiscreteVP
 
 
 def linear_grid(steps: int, shift: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Times from 1 down to 0, equally spaced before the shift (Esser et al. 2024, Eq. 23)."""
+    """Times from 1 down to 0, equally spaced before the shift (Esser et al. 2024, Eq. 23).
+
+    Raises:
+        ValueError: less than one step, or a shift that is not positive.
+    """
+    _check_steps(steps)
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return shift_timesteps(t, shift).to(dtype)
 
@@ -31,8 +36,9 @@ def log_snr_grid(
         to_data: whether t = 0 follows, the last step.
 
     Raises:
-        ValueError: first is not below last.
+        ValueError: first is not below last, or less than one step.
     """
+    _check_steps(steps)
     if first >= last:
         raise ValueError(f"lambda runs from noise to data: first {first:g} < last {last:g}, please")
     rows = steps if to_data else steps + 1
@@ -52,13 +58,19 @@ def karras_grid(
         rho: the larger, the denser at little noise.
 
     Raises:
-        ValueError: low is not below high, or either is not positive.
+        ValueError: low is not below high, either is not positive, or less than one step.
     """
+    _check_steps(steps)
     if not 0 < low < high:
         raise ValueError(f"noise levels are to be 0 < low < high, got {low:g} and {high:g}")
     ramp = torch.linspace(high ** (1 / rho), low ** (1 / rho), steps, dtype=torch.float64)
     grid = process.time_of(-rho * ramp.log())
     return torch.cat([grid, grid.new_zeros(1)])
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a grid has at least 1 step, got {steps}")
 
 
 Spacing = Literal["trailing", "leading", "linspace"]

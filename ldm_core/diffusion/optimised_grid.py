@@ -67,5 +67,6 @@ def optimised_grid(
 
 def refined(grid: Tensor, times: int) -> Tensor:
     """Every step of a grid in `times` equal ones: (N + 1,) -> (times N + 1,)."""
-    parts = [torch.linspace(float(t), float(r), times + 1)[:-1] for t, r in pairwise(grid.double())]
-    return torch.cat([*(p.to(grid) for p in parts), grid[-1:]])
+    shares = torch.arange(times, dtype=torch.float64, device=grid.device) / times
+    parts = [t + (r - t) * shares for t, r in pairwise(grid.double())]
+    return torch.cat([*(part.to(grid) for part in parts), grid[-1:]])

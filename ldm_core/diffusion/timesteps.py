@@ -66,14 +66,15 @@ def log_normal(process: Process, u: Tensor, mean: float = -1.2, std: float = 1.2
     """Times with ln(sigma_t / alpha_t) ~ N(mean, std^2) (Karras et al. 2022, Table 1).
 
     For a flow this is `logit_normal`; for TrigFlow, ln tan t ~ N(mean, std^2) (Lu & Song 2024,
-    Algorithm 1). A process that ends before pure noise cuts the tail off at its end.
+    Algorithm 1). A process that ends before pure noise has the tail beyond its end
+    at its end.
 
     Args:
         process: says which times these noise levels are.
         u: uniform numbers in (0, 1).
         mean, std: P_mean and P_std there; -0.4 and 1.0 in Karras et al. 2024.
     """
-    return process.time_of(-(mean + std * torch.special.ndtri(u)))
+    return process.time_of(-(mean + std * torch.special.ndtri(u))).clamp(max=process.end)
 
 
 def _check_shift(shift: float) -> None:

@@ -22,7 +22,7 @@ class WeakPair:
         """Pair them.
 
         Raises:
-            ValueError: their processes have different noise at the same time.
+            ValueError: their processes have different noise at the same time, or different ends.
         """
         _check_same_levels(denoiser.process, weak.process)
         self.good, self.weak = denoiser, weak
@@ -36,11 +36,16 @@ class WeakPair:
 
 
 def _check_same_levels(process: Process, weak: Process) -> None:
-    """Compare alpha and sigma halfway, where processes of different kinds differ."""
+    """Compare alpha and sigma halfway, where processes of different kinds differ, and the ends."""
     t = torch.tensor(process.end / 2, dtype=torch.float64)
     ours, theirs = ((float(p.alpha(t)), float(p.sigma(t))) for p in (process, weak))
     if max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) > 1e-6 * max(ours):
         raise ValueError(
             f"at t = {float(t):g} the denoiser's (alpha, sigma) are {ours} and the weak one's "
             f"{theirs}: guide with a model trained on the same process"
+        )
+    if abs(process.end - weak.end) > 1e-6 * process.end:
+        raise ValueError(
+            f"the denoiser's process ends at t = {process.end:g} and the weak one's at "
+            f"{weak.end:g}: guide with a model trained on the same process"
         )

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.process import Process, add_noise, batch_time, over_dimensions
-from ldm_core.guidance.guided import EVERYWHERE, Interval, scale_at
+from ldm_core.errors import UserError
+from ldm_core.guidance.guided import EVERYWHERE, Interval, check_interval, scale_at
 
 Classifier = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, ...), t (B,)) -> logits (B, K)."""
@@ -42,7 +43,12 @@ class ClassifierGuidance:
         interval: Interval = EVERYWHERE,
         least_alpha: float = 0.01,
     ) -> None:
-        """`scale` w, one number or one per sample (B,), is 0 outside of `interval`."""
+        """`scale` w, one number or one per sample (B,), is 0 outside of `interval`.
+
+        Raises:
+            ValueError: as `check_interval`.
+        """
+        check_interval(interval)
         self.denoiser, self.log_likelihood = denoiser, log_likelihood
         self.scale, self.interval, self.least_alpha = scale, interval, least_alpha
 
@@ -69,10 +75,19 @@ class ClassifierGuidance:
     def _ascent(
         self, x_t: Tensor, t: Tensor | float, cond: Condition, rate: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """w rate (sigma / alpha) g, (B, ...); 0 without a gradient where no sample is guided."""
+        """w rate (sigma / alpha) g, (B, ...); 0 without a gradient where no sample is guided.
+
+        Raises:
+            UserError: under `torch.inference_mode`, which allows no gradient.
+        """
         scale = scale_at(self.scale, x_t, t, self.interval, outside=0.0)
         if not bool(scale.any()):
             return x_t.new_zeros(())
+        if torch.is_inference_mode_enabled():
+            raise UserError(
+                "classifier guidance needs the classifier's gradient, and torch.inference_mode() "
+                "allows none: sample under torch.no_grad() instead"
+            )
         times = batch_time(t, x_t)
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()

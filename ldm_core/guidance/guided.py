@@ -75,7 +75,12 @@ class Guided:
         rule: Rule = LINEAR,
         interval: Interval = EVERYWHERE,
     ) -> None:
-        """`scale` w, one number or one per sample (B,); `interval` outside which w is 1."""
+        """`scale` w, one number or one per sample (B,); `interval` outside which w is 1.
+
+        Raises:
+            ValueError: as `check_interval`.
+        """
+        check_interval(interval)
         self.pair, self.scale, self.rule, self.interval = pair, scale, rule, interval
 
     @property
@@ -141,6 +146,20 @@ def scale_at(
         )
     low, high = interval
     return torch.where((t >= low) & (t <= high), scale.to(t.device), outside)
+
+
+def check_interval(interval: Interval) -> None:
+    """Refuse an interval that no time lies in.
+
+    Raises:
+        ValueError: it runs from the later to the earlier time, or an end is no number.
+    """
+    low, high = interval
+    if not low <= high:
+        raise ValueError(
+            f"no time lies in the interval of guidance ({low:g}, {high:g}): give the earlier time, "
+            "the one nearer to the data, first; scale 1 guides nowhere"
+        )
 
 
 def sum_over_sample(x: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from ldm_core.diffusion.denoiser import Condition, DenoiserLike
-
-Sampler: TypeAlias = Callable[[DenoiserLike, Tensor, Tensor, Condition], Tensor]
+Sampler: TypeAlias = Callable[..., Tensor]
 """(denoiser, x_T (B, ...), grid, cond) -> x0, as `sample_euler`; options of its own by
-`functools.partial`."""
+`functools.partial`. To be watched, it takes the keyword `on_step`."""

@@ -11,6 +11,7 @@ are. The noise is one estimate's and the data two's, which no denoiser can say: 
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from ldm_core.diffusion.denoiser import Condition
@@ -36,7 +37,11 @@ def sample_cfg_pp(
     Args:
         pair: gives D_c and D_u in one call, as `NullPair` does from one batch.
         scale: w, one number or (B,); the paper's lambda, in [0, 1].
+
+    Raises:
+        ValueError: a scale outside [0, 1].
     """
+    _check_scale(scale)
     process, x = pair.good.process, x_T
     check_grid(grid, process)
     if isinstance(scale, Tensor):
@@ -49,3 +54,13 @@ def sample_cfg_pp(
         eps = convert(unconditional, x, t, process, Prediction.X0, Prediction.EPS)
         x = process.alpha(r) * x0 + process.sigma(r) * eps
     return x
+
+
+def _check_scale(scale: float | Tensor) -> None:
+    scales = torch.as_tensor(scale)
+    outside = ~((scales >= 0) & (scales <= 1))
+    if bool(outside.any()):
+        raise ValueError(
+            f"the scale of CFG++ lies in [0, 1], got {float(scales[outside][0]):g}: 0.6 does about "
+            "what 7.5 does in ClassifierFreeGuidance, which takes larger ones"
+        )

@@ -72,4 +72,4 @@ def _noise_up(
     t = t.double()
     t_hat = process.time_of(half_log_snr(process, t) - math.log1p(gamma))
     added = process.sigma(t_hat) * (1 - noise_ratio(process, t_hat, t).square()).sqrt()
-    return process.alpha(t_hat) / process.alpha(t) * x + added * z, t_hat
+    return process.alpha(t_hat) / process.alpha(t) * x + added * z.to(x.dtype), t_hat

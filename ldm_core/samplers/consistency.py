@@ -35,5 +35,5 @@ def sample_consistency(
         x0 = denoiser.denoise(x, t, cond)
         if on_step is not None:
             on_step(StepEvent(index, t, x, x0))
-        x = add_noise(denoiser.process, x0, noise(index), r.double())
+        x = add_noise(denoiser.process, x0, noise(index).to(x.dtype), r.double())
     return x

@@ -30,7 +30,8 @@ def sample_deis(
         order: how many estimates the polynomial goes through, as soon as there are so many;
             1 is DDIM.
         seeded: whether the first step is DPM-Solver++(2S)'s, for one evaluation more, without
-            which no order is above 2 in the end.
+            which no order is above 2 in the end. From pure noise, where lambda is infinite, it is
+            DDIM's all the same, so order 3 needs a grid that starts below.
 
     Raises:
         ValueError: order below 1.

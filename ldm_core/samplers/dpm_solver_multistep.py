@@ -3,6 +3,9 @@
 The data estimates of the last steps lie on a polynomial in lambda, which is integrated over the
 next one. The third-order solver in diffusers and k-diffusion takes the divided difference
 D[0, 1, 2] = D'' / 2 for D'' and so stays at order 2; here the polynomial is integrated as it is.
+
+The third order is that of grids which start below pure noise: from there, where lambda is infinite,
+the first step is DDIM's, whose error is of order 2 in the end.
 """
 
 from itertools import pairwise
@@ -60,7 +63,8 @@ def sample_dpmpp_3m(
 
     Args:
         seeded: whether the first step is DPM-Solver++(2S)'s, for one evaluation more. A DDIM step
-            there costs an error of h^2 once, which is of order 2 in the end.
+            there costs an error of h^2 once, which is of order 2 in the end; from pure noise it
+            has to be that, and no evaluation is added.
     """
     check_grid(grid, denoiser.process)
     process, x, known = denoiser.process, x_T, list[Node]()

@@ -60,5 +60,6 @@ def sample_euler_maruyama(
             return x0
         score = convert(v, x, t, process, Prediction.VELOCITY, Prediction.SCORE)
         w = rates[index]
-        x = x - (t - r) * (v - w / 2 * score) + (w * (t - r)).sqrt() * noise(index)
+        drawn = (w * (t - r)).sqrt() * noise(index).to(x.dtype)
+        x = x - (t - r) * (v - w / 2 * score) + drawn
     return x

@@ -1,9 +1,12 @@
 """What a sampler tells whoever watches it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
+
+from ldm_core.samplers import Sampler
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,14 @@ class StepEvent:
 
 OnStep = Callable[[StepEvent], None]
 """May raise to stop: samplers let the exception through as it is and hold nothing to give back."""
+
+
+def watched(sampler: Sampler, on_step: OnStep | None, first: int = 0) -> Sampler:
+    """The sampler with `on_step` told of its steps, counted from `first`; as it is without one."""
+    if on_step is None:
+        return sampler
+
+    def tell(event: StepEvent) -> None:
+        on_step(replace(event, index=first + event.index))
+
+    return partial(sampler, on_step=tell)

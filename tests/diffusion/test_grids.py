@@ -87,9 +87,20 @@ def test_an_unknown_spacing_is_refused():
         ([1.0, 0.5, 0.5, 0.0], "0.5 is followed by 0.5"),
         ([0.0, 1.0], "0 is followed by 1"),
         ([2.0, 0.0], r"in \[0, 1\], this grid runs from 2 to 0"),
+        ([1.0, -0.1], r"in \[0, 1\], this grid runs from 1 to -0.1"),
     ],
 )
 def test_what_is_no_grid_is_refused(grid, message):
     with pytest.raises(ValueError, match=message):
         check_grid(torch.tensor(grid), FlowProcess())
     check_grid(linear_grid(3), FlowProcess())
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_grid_without_steps_is_refused(steps):
+    flow = FlowProcess()
+    for make in (
+        linear_grid, lambda n: karras_grid(flow, n), lambda n: log_snr_grid(flow, n, -1.0, 1.0),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"at least 1 step, got {steps}"):
+            make(steps)

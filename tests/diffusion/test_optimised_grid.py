@@ -3,8 +3,11 @@ import pytest
 import torch
 from analytic import Mixture
 
+from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.optimised_grid import optimised_grid, refined
+from ldm_core.diffusion.prediction import Prediction
+from ldm_core.diffusion.process import FlowProcess
 from ldm_core.samplers.ddim import sample_ddim
 from ldm_core.samplers.dpm_solver_multistep import sample_dpmpp_2m
 from ldm_core.samplers.heun import sample_heun
@@ -58,3 +61,18 @@ def test_refined_keeps_the_grid():
     assert refined(grid, 3).tolist() == pytest.approx(
         [1, 0.75, 0.5, 0.25, 0.25 * 2 / 3, 0.25 / 3, 0]
     )
+
+
+def test_the_truth_is_a_run_of_four_times_as_many_steps():
+    """The model is asked at every quarter of every step between candidates, DDIM at these alone."""
+    asked = set()
+
+    def network(x_t, t, cond):
+        asked.add(round(float(t[0]), 9))
+        return Mixture().x0(x_t, t, cond)
+
+    denoiser = Denoiser(network, FlowProcess(), Prediction.X0)
+    candidates = torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64)
+    optimised_grid(denoiser, quantiles(4), candidates, 2, None, sample_ddim)
+    quarters = [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05]
+    assert set(quarters) <= asked

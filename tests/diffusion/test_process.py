@@ -157,3 +157,10 @@ def test_batch_time_takes_numbers_and_tensors():
     x = torch.zeros(3, 1, dtype=torch.bfloat16)
     for t in (0.25, torch.tensor(0.25), torch.full((3,), 0.25, dtype=torch.float64)):
         assert torch.equal(batch_time(t, x), torch.full((3,), 0.25))
+
+
+def test_a_table_has_no_time_beyond_its_ends():
+    """The angle beyond the last row and before the first is the end's and the data's time."""
+    table = DiscreteVP(linear_betas())
+    lambdas = torch.tensor([-40.0, -torch.inf, torch.inf], dtype=torch.float64)
+    assert table.time_of(lambdas).tolist() == [1.0, 1.0, 0.0]

@@ -8,7 +8,7 @@ import torch
 from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.preconditioning import Preconditioned
 from ldm_core.diffusion.prediction import Prediction
-from ldm_core.diffusion.process import half_log_snr, squared_diffusion
+from ldm_core.diffusion.process import FlowProcess, half_log_snr, squared_diffusion
 from ldm_core.diffusion.variance_preserving import (
     DiscreteVP,
     TrigFlow,
@@ -53,3 +53,21 @@ def test_preconditioned_sampling_starts_there(process):
     denoiser = Denoiser(network, process, Prediction.X0)
     grid = process.end * torch.linspace(1, 0, 5)
     assert sample_ddim(denoiser, torch.randn(2, 3), grid, None).isfinite().all()
+
+
+@pytest.mark.parametrize("prediction", [Prediction.EPS, Prediction.SCORE])
+@pytest.mark.parametrize("process", [FlowProcess(), *PROCESSES.values()])
+def test_noise_that_says_nothing_of_the_data_is_refused(process, prediction):
+    denoiser = Denoiser(lambda x_t, t, cond: x_t, process, prediction)
+    grid = process.end * torch.linspace(1, 0, 5)
+    with pytest.raises(ValueError, match=f"pure noise.* predicts {prediction.value} says nothing"):
+        sample_ddim(denoiser, torch.randn(2, 3), grid, None)
+    assert sample_ddim(denoiser, torch.randn(2, 3), grid[1:-1], None).isfinite().all()
+
+
+def test_where_pure_noise_begins():
+    """alpha = 1e-6 sigma is a signal in float64, 1e-8 sigma none; so says the bound of 1e-7."""
+    t = torch.tensor([1 / (1 + 1e-6), 1 / (1 + 1e-8)], dtype=torch.float64)
+    signal, none = half_log_snr(FlowProcess(), t).tolist()
+    assert signal == pytest.approx(math.log(1e-6), rel=1e-6)
+    assert none == -math.inf

@@ -126,3 +126,11 @@ def test_the_last_stratum_stays_below_one_in_32_bits():
     assert u.dtype == torch.float32
     assert u[-1] < 1
     assert torch.special.ndtri(u[-1]).isfinite()
+
+
+@pytest.mark.parametrize("process", [VarianceExploding(1.0), VPSDE(), TrigFlow(), FlowProcess()])
+def test_log_normal_times_stay_within_the_process(process):
+    u = torch.tensor([0.5, 0.99, 1 - 1e-12], dtype=torch.float64)
+    t = log_normal(process, u, mean=3.0, std=2.0)
+    assert (t <= process.end).all()
+    assert t[-1] == pytest.approx(process.end, abs=1e-6)

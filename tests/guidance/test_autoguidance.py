@@ -69,3 +69,9 @@ def test_diffusers_agrees():
 def test_models_of_different_processes():
     with pytest.raises(ValueError, match=r"\(0.5, 0.5\).*same process"):
         WeakPair(gaussian(FlowProcess()), gaussian(TrigFlow()))
+
+
+def test_one_process_with_two_ends_is_two():
+    ends = VarianceExploding(80.0), VarianceExploding(10.0)
+    with pytest.raises(ValueError, match=r"ends at t = 80 .* at 10: .*same process"):
+        WeakPair(*map(gaussian, ends))

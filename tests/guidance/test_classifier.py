@@ -8,6 +8,7 @@ from gaussians import captions, each_process, gaussian, levels, some_states, som
 
 from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.process import FlowProcess
+from ldm_core.errors import UserError
 from ldm_core.guidance.classifier import (
     ClassifierGuidance,
     classifier_loss,
@@ -164,3 +165,22 @@ class TestTwoClasses:
             lambda x, t: 2 * self.logits(x, t), self.process, means, eps, t, labels
         )
         assert ((biased - loss) * w.repeat(2)).sum() > 0.01
+
+
+@pytest.mark.parametrize("method", ["denoise", "velocity"])
+def test_inference_mode_is_refused_with_what_to_do(method):
+    t = torch.full((3,), 0.5, dtype=torch.float64)
+    x_t = some_states(FlowProcess(), t)
+    guided, plain = (
+        ClassifierGuidance(Unconditional(FlowProcess()), bayes(FlowProcess()), scale)
+        for scale in (1.0, 0.0)
+    )
+    with torch.inference_mode():
+        getattr(plain, method)(x_t, t, COND)  # which needs no gradient
+        with pytest.raises(UserError, match=r"inference_mode\(\) .* torch\.no_grad\(\)"):
+            getattr(guided, method)(x_t, t, COND)
+
+
+def test_an_interval_that_runs_backwards_is_refused():
+    with pytest.raises(ValueError, match=r"\(0.8, 0.2\): give the earlier time"):
+        ClassifierGuidance(Unconditional(FlowProcess()), bayes(FlowProcess()), 1.0, (0.8, 0.2))

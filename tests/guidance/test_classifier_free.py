@@ -101,3 +101,17 @@ def test_labels_are_guided_against_the_null_label():
     x0 = guided.denoise(torch.zeros(2, 3, dtype=torch.float64), 0.5, torch.tensor([4, 7]))
     assert seen == [[4, 7, 10, 10]]
     assert torch.equal(x0[:, 0], torch.tensor([10 + 3.0 * (4 - 10), 10 + 3.0 * (7 - 10)]).double())
+
+
+@pytest.mark.parametrize("interval", [(0.8, 0.2), (0.2, float("nan"))])
+def test_an_interval_that_no_time_lies_in_is_refused(interval):
+    with pytest.raises(ValueError, match="no time lies in the interval .* first"):
+        ClassifierFreeGuidance(gaussian_denoiser(), 3.0, caption(0.0), interval)
+
+
+@pytest.mark.parametrize(("t", "passes"), [(0.25, 6), (0.75, 6), (0.2499, 3), (0.7501, 3)])
+def test_both_ends_of_an_interval_are_in_it(t, passes):
+    inner = Counting()
+    guided = ClassifierFreeGuidance(inner, 3.0, caption(-0.2), (0.25, 0.75))
+    guided.denoise(torch.randn(3, 2, dtype=torch.float64), t, caption(0.7, batch=3))
+    assert inner.batches == [passes]

@@ -4,6 +4,7 @@ from exact_gaussian import PROCESSES, Gaussian, four_points
 
 from ldm_core.diffusion.prediction import Prediction, convert
 from ldm_core.diffusion.process import FlowProcess
+from ldm_core.objectives import weightings
 from ldm_core.objectives.denoising import denoising_loss, error_ratio
 from ldm_core.objectives.flow_matching import flow_matching_loss
 
@@ -61,3 +62,48 @@ def test_half_precision_networks_get_a_float32_loss():
         lambda x_t, t, cond: x_t.bfloat16(), FlowProcess(), Prediction.X0, x0, eps, t, None
     )
     assert loss.dtype == torch.float32
+
+
+FLOW = FlowProcess()
+LIMITS = [
+    (Prediction.X0, 0.0, weightings.min_snr, 5.0),
+    (Prediction.X0, 0.0, weightings.uniform, 1.0),
+    (Prediction.X0, 1.0, weightings.min_snr, 0.0),
+    (Prediction.EPS, 0.0, weightings.snr, 1.0),
+    (Prediction.EPS, 0.0, weightings.min_snr, 0.0),
+    (Prediction.EPS, 1.0, weightings.snr, 1.0),
+    (Prediction.EPS, 1.0, weightings.min_snr, 1.0),
+    (Prediction.EPS, 1.0, weightings.soft_min_snr, 1.0),
+    (Prediction.EPS, 1.0, weightings.sigmoid, 1.0),
+    (Prediction.VELOCITY, 0.0, weightings.flow, 1.0),
+    (Prediction.VELOCITY, 1.0, weightings.flow, 1.0),
+    (Prediction.V, 0.0, weightings.snr_plus_one, 1.0),
+    (Prediction.SCORE, 1.0, weightings.snr, 1.0),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("prediction", "t", "weighting", "limit"), LIMITS)
+def test_at_the_ends_a_weighting_counts_as_near_them(prediction, t, weighting, limit, dtype):
+    """The weight's limit, by hand, times the plain loss."""
+    x0, eps = X0.to(dtype), EPS.to(dtype)
+    arguments = (lambda x_t, *_: x_t.cos(), FLOW, prediction, x0, eps)
+    times = torch.full((4,), t, dtype=dtype)
+    plain = denoising_loss(*arguments, times, None)
+    weighted = denoising_loss(*arguments, times, None, weighting)
+    assert weighted.dtype == dtype
+    torch.testing.assert_close(weighted, limit * plain, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "t", "weighting"),
+    [
+        (Prediction.X0, 0.0, weightings.snr),
+        (Prediction.EPS, 1.0, weightings.uniform),
+        (Prediction.EPS, 1.0, weightings.edm),
+    ],
+)
+def test_a_weight_without_end_is_refused(prediction, t, weighting):
+    times = torch.full((4,), t, dtype=torch.float64)
+    with pytest.raises(ValueError, match=f"t = {t:g} {weighting.__name__} .* in {prediction}"):
+        denoising_loss(lambda x, *_: x, FLOW, prediction, X0, EPS, times, None, weighting)

@@ -108,3 +108,10 @@ def test_a_grid_that_rises():
         sample_cfg_pp(
             NullPair(gaussian(FlowProcess()), NULL), states(), torch.tensor([0.0, 1.0]), COND, 0.5
         )
+
+
+@pytest.mark.parametrize("scale", [7.5, -0.1, torch.tensor([0.5, 7.5, 0.5]), float("nan")])
+def test_a_scale_of_other_guidance_is_refused(scale):
+    pair, grid = NullPair(gaussian(FlowProcess()), NULL), linear_grid(4, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got (7\.5|-0\.1|nan)"):
+        sample_cfg_pp(pair, states(), grid, COND, scale)

@@ -109,3 +109,21 @@ def test_the_network_is_never_asked_about_the_data(make):
     make(process)(denoiser, x_T, linear_grid(4, dtype=torch.float64), None)
     assert 4 <= len(times) <= 8
     assert 0 < min(times) <= max(times) <= 1
+
+
+@each_sampler
+@pytest.mark.parametrize("name", ["flow", "vp sde"])
+def test_states_of_16_bits_stay_so(make, name):
+    """A network of 16 bits takes no others: no draw may widen a state."""
+    process, seen = PROCESSES[name], set()
+
+    def network(x_t, t, cond):
+        seen.add(x_t.dtype)
+        return x_t / 2
+
+    x_T = torch.randn(3, 2).bfloat16()
+    grid = linear_grid(4) * process.end
+    result = make(process)(Denoiser(network, process, Prediction.X0), x_T, grid, None)
+    assert seen == {torch.bfloat16}
+    assert result.dtype == torch.bfloat16
+    assert result.isfinite().all()

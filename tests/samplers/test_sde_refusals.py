@@ -1,5 +1,7 @@
 """What stochastic samplers refuse, and with which values in the message."""
 
+import inspect
+import math
 from functools import partial
 
 import pytest
@@ -15,7 +17,7 @@ from ldm_core.samplers.ancestral import sample_dpmpp_2s_ancestral, sample_euler_
 from ldm_core.samplers.churn import sample_churn
 from ldm_core.samplers.ddpm import sample_ddim_eta, sample_ddpm
 from ldm_core.samplers.dpm_solver_sde import sample_dpmpp_2m_sde, sample_dpmpp_sde
-from ldm_core.samplers.er_sde import sample_er_sde
+from ldm_core.samplers.er_sde import er_sde_5, sample_er_sde
 from ldm_core.samplers.euler_maruyama import sample_euler_maruyama
 
 VE = VarianceExploding()
@@ -72,3 +74,25 @@ def test_other_arguments_are_refused_with_their_values():
         sample_euler_maruyama(gaussian(FlowProcess()), START, flow, None, noise=noise)
     with pytest.raises(ValueError, match="decreases from noise to data"):
         sample_ddpm(denoiser, START, grid.flip(0), None, noise=noise)
+
+
+def test_churn_adds_no_more_than_root_two():
+    """However much is asked for, a level rises to at most sqrt 2 of itself (Algorithm 2)."""
+    times = []
+
+    def network(x_t, t, cond):
+        times.append(float(t[0]))
+        return x_t / 2
+
+    grid = torch.tensor([8.0, 0.0], dtype=torch.float64)
+    sample_churn(Denoiser(network, VE, Prediction.X0), START, grid, None, noise=noise, churn=99.0)
+    assert times == pytest.approx([8 * 2**0.5])
+
+
+def test_the_fifth_scaler_of_er_sde_is_the_papers():
+    """phi(s) = s (e^(s^0.3) + 10), here through logarithms."""
+    s = torch.tensor([0.0, 0.01, 1.0, 14.6, 80.0], dtype=torch.float64)
+    expected = [11.0, *(math.exp(math.exp(0.3 * math.log(v))) + 10 for v in s[1:].tolist())]
+    assert er_sde_5(s).tolist() == pytest.approx(expected, rel=1e-13)
+    assert float(er_sde_5(s[2])) == pytest.approx(12.718281828459045, rel=1e-15)
+    assert inspect.signature(sample_er_sde).parameters["scaler"].default is er_sde_5
