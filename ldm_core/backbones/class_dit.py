@@ -84,6 +84,8 @@ class Block(nn.Module):
 class ClassDiT(nn.Module):
     """(x_t, t, labels) -> the raw prediction, of the latent's shape; zero at initialisation."""
 
+    takes_labels = True  # which nothing travels with, unlike captions
+
     def __init__(self, config: ClassDiTConfig) -> None:
         super().__init__()
         self.config = config
@@ -115,8 +117,10 @@ class ClassDiT(nn.Module):
             What `x_t` is shaped like.
 
         Raises:
-            UserError: H or W is not a multiple of the patch size, or other channels.
+            UserError: H or W is not a multiple of the patch size, other channels, or a label out
+                of range (not looked for once compiled).
         """
+        self._check_labels(labels)
         check_channels(x_t, self.patch_embedding, self.config.patch_size)
         patches, grid = patchify(x_t, self.config.patch_size)
         x = self.patch_embedding(patches) + self._positions(grid, x_t.device).to(patches.dtype)
@@ -127,6 +131,17 @@ class ClassDiT(nn.Module):
             x = block(x, modulation)
         patches = self.final(modulate(x, *ends.unbind(2)))
         return unpatchify(patches, grid, self.config.patch_size, x_t.ndim == 5)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """Before an embedding that tells no value, or on a GPU ends the process."""
+        if torch.compiler.is_compiling():
+            return
+        outside = (labels < 0) | (labels > self.config.classes)
+        if bool(outside.any()):
+            raise UserError(
+                f"label {int(labels[outside][0])} of {self.config.classes} classes: give 0 to "
+                f"{self.config.classes - 1}, or {self.config.classes} for no label"
+            )
 
     def _condition(self, t: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """What modulates every block, (B, D)."""

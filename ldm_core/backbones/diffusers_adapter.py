@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm_core.backbones.diffusers_families import family_of
+from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Condition, Denoiser
 from ldm_core.errors import UserError
 from ldm_core.files import exists, join, local_copy, read_json
@@ -31,6 +32,7 @@ class DiffusersNetwork(nn.Module):
         model: the model itself; it may be trained, compiled, sharded or given adapters.
         process, prediction: how the prediction is to be read.
         channels: of the latents it takes.
+        takes_labels: whether a condition is labels (B,) and not captions.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class DiffusersNetwork(nn.Module):
         self.model, self.options = model, options
         self.family = family_of(model, scheduler or {})
         self.process, self.prediction = self.family.process, self.family.prediction
-        self.channels = self.family.channels
+        self.channels, self.takes_labels = self.family.channels, self.family.takes_labels
         for module in model.modules():
             if isinstance(module, LabelEmbedding):
                 module.dropout_prob = 0.0  # what is dropped is the training step's to draw
@@ -72,8 +74,16 @@ class DiffusersNetwork(nn.Module):
                 f"latents of {x_t.shape[1]} channels for a {type(self.model).__name__} of "
                 f"{self.channels}: encode with the autoencoder that it was trained with"
             )
+        self._check_condition(cond)
         x, timestep = x_t.to(self.model.dtype), self.family.clock(t)
         return self.family.call(self.model, x, timestep, cond, **self.options).to(x_t.dtype)
+
+    def _check_condition(self, cond: Condition) -> None:
+        kind = type(self.model).__name__
+        if self.takes_labels and not isinstance(cond, Tensor):
+            raise UserError(f"{kind} takes labels (B,), got a {type(cond).__name__}: give classes")
+        if not self.takes_labels and not isinstance(cond, TextCondition):
+            raise UserError(f"{kind} takes captions, got a {type(cond).__name__}: embed captions")
 
     def denoiser(self) -> Denoiser:
         """What objectives, guidance and samplers take."""

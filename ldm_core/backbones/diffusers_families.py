@@ -44,6 +44,7 @@ class Family:
         channels: of the latents it takes.
         clock: our time (B,) -> its timestep (B,).
         process, prediction: how the prediction is to be read.
+        takes_labels: whether a condition is labels (B,) and not captions.
     """
 
     call: Callable[..., Tensor]
@@ -51,6 +52,7 @@ class Family:
     clock: Callable[[Tensor], Tensor]
     process: Process
     prediction: Prediction
+    takes_labels: bool = False
 
 
 def family_of(model: torch.nn.Module, scheduler: Mapping[str, Any]) -> Family:
@@ -87,7 +89,7 @@ def family_of(model: torch.nn.Module, scheduler: Mapping[str, Any]) -> Family:
         case Lumina2Transformer2DModel():
             return flow(call_lumina2, from_noise)
         case DiTTransformer2DModel():
-            return table(call_dit, linear_betas())
+            return replace(table(call_dit, linear_betas()), takes_labels=True)
         case PixArtTransformer2DModel():
             return table(call_pixart, linear_betas())
         case UNet2DConditionModel():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm_core.backbones.class_dit import ClassDiT, ClassDiTConfig
 from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
+from ldm_core.errors import UserError
 
 Weights = dict[str, Tensor]
 
@@ -24,7 +25,11 @@ def class_dit_from(model: Any) -> ClassDiT:
     Args:
         model: a `DiTTransformer2DModel` whose blocks all embed time and label alike, as the
             published ones do.
+
+    Raises:
+        UserError: a block embeds time or label otherwise than the first.
     """
+    _check_embedders(model)
     config, first = model.config, model.transformer_blocks[0].norm1.emb
     network = ClassDiT(
         ClassDiTConfig(
@@ -53,6 +58,20 @@ def class_dit_from(model: Any) -> ClassDiT:
         weights |= _named(f"{at}.qkv", attention.to_q, attention.to_k, attention.to_v)
         weights |= _named(f"{at}.out", attention.to_out[0]) | _mlp(f"{at}.mlp", block.ff)
     return _loaded(network, weights)
+
+
+def _check_embedders(model: Any) -> None:
+    """Each block there has embedders of its own; here there is one for all."""
+    first, *others = (block.norm1.emb.state_dict() for block in model.transformer_blocks)
+    for index, weights in enumerate(others, start=1):
+        wrong = [name for name in first if not torch.equal(first[name], weights[name])]
+        if wrong:
+            raise UserError(
+                f"block {index} embeds time and label otherwise than block 0 ({wrong[0]} differs), "
+                "as in a fresh model or one trained through the adapter; a ClassDiT has one "
+                "embedding for all blocks: keep this model a DiffusersNetwork, or convert the "
+                "published weights before training"
+            )
 
 
 def mmdit_from_sd3(model: Any) -> MMDiT:

@@ -79,6 +79,8 @@ class Stream(nn.Module):
 class JointBlock(nn.Module):
     """Image and text attend to both and each passes an MLP of its own."""
 
+    joint = True  # passes (image, text) on
+
     def __init__(self, width: int, heads: int, hidden: int, qk_norm: bool) -> None:
         super().__init__()
         self.image = Stream(width, heads, hidden, qk_norm)
@@ -99,6 +101,8 @@ class JointBlock(nn.Module):
 
 class LastJointBlock(nn.Module):
     """A joint block after which nobody reads the text: it has keys and values only."""
+
+    joint = True  # passes (image, text) on
 
     def __init__(self, width: int, heads: int, hidden: int, qk_norm: bool) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm_core.conditioning.extra import check_takes_captions
 from ldm_core.conditioning.text import TextCondition
 
 
@@ -72,8 +73,13 @@ class ChannelConditioned(nn.Module):
     """A widened network whose further channels are conditions; absent ones are zeros."""
 
     def __init__(self, network: nn.Module, channels: Mapping[str, int]) -> None:
-        """`channels` of each condition, in the order in which they are concatenated."""
+        """`channels` of each condition, in the order in which they are concatenated.
+
+        Raises:
+            UserError: the network takes labels, see `check_takes_captions`.
+        """
         super().__init__()
+        check_takes_captions(network, type(self).__name__)
         self.network, self.channels = network, dict(channels)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: TextCondition, *times: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm_core.conditioning.extra import Extra
+from ldm_core.conditioning.extra import Extra, check_takes_captions
 from ldm_core.conditioning.text import TextCondition
+from ldm_core.errors import UserError
 
 
 class Controlled(nn.Module):
@@ -48,8 +49,13 @@ class Controlled(nn.Module):
             width: D.
             channels: of the hint.
             patch: p; pixels per latent times patch size for a hint of the picture's size.
+
+        Raises:
+            UserError: the network takes labels, or a block passes text and image on together.
         """
         super().__init__()
+        check_takes_captions(network, type(self).__name__)
+        _check_blocks(blocks)
         self.network, self.name = network, name
         self.trunk = tuple(blocks)  # a tuple, so that they are registered once only, in `network`
         self.hint = nn.Conv2d(channels, width, patch, patch).to(next(network.parameters()))
@@ -85,6 +91,15 @@ class Controlled(nn.Module):
         return rearrange(self.hint(hint.to(self.hint.weight)), "b d h w -> b (h w) d")
 
 
+def _check_blocks(blocks: Sequence[nn.Module]) -> None:
+    for index, block in enumerate(blocks):
+        if getattr(block, "joint", False):
+            raise UserError(
+                f"block {index} is a {type(block).__name__}, which passes image and text on "
+                "together; a control branch adds to image tokens alone: control a DiT"
+            )
+
+
 class _Stream:
     """The copies' tokens during one call."""
 
@@ -100,6 +115,11 @@ class _Stream:
         out: Tensor,
     ) -> Tensor:
         """The hook of block `index`: its output and that of its copy."""
+        if not args:
+            raise UserError(
+                f"{type(self.branch.trunk[index]).__name__} is given its tokens by name; a control "
+                "branch follows blocks that take image tokens first, as DiT's do"
+            )
         x, *others = args
         if index == 0:
             self._check(x)

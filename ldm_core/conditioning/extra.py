@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_core.diffusion.process import over_dimensions
+from ldm_core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -74,3 +75,18 @@ class Extra:
             torch.cat([extra.value for extra in extras]),
             torch.cat([extra.strength for extra in extras]),
         )
+
+
+def check_takes_captions(network: nn.Module, wrapper: str) -> None:
+    """Refuse to wrap a network whose condition is bare labels, which no extra travels with.
+
+    Raises:
+        UserError: the network, or one inside it, takes labels.
+    """
+    for module in network.modules():
+        if getattr(module, "takes_labels", False):
+            raise UserError(
+                f"{wrapper} reads a condition that travels with captions, but a "
+                f"{type(module).__name__} takes labels alone: use a network of captions, whose "
+                "class is a caption of one token (ClassEmbedding)"
+            )

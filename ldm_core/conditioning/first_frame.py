@@ -15,6 +15,7 @@ from ldm_core.conditioning.inpainting import inpainting_channels
 from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.prediction import Prediction, convert
 from ldm_core.diffusion.process import Process, batch_time
+from ldm_core.errors import UserError
 
 
 def first_frame_channels(frame: Tensor, frames: int) -> Tensor:
@@ -45,6 +46,9 @@ class FirstFrameDenoiser:
 
     A sampler moves the first frame as one whose x0 is known and ends in it up to its own error,
     which a straight process does not have; `put_first_frame` makes up for the rest.
+
+    It goes around guidance, which may double the batch of what is inside it:
+    `FirstFrameDenoiser(ClassifierFreeGuidance(denoiser, ...), frame)`.
     """
 
     def __init__(self, denoiser: DenoiserLike, frame: Tensor) -> None:
@@ -58,14 +62,27 @@ class FirstFrameDenoiser:
 
     def denoise(self, x_t: Tensor, t: Tensor | float, cond: Condition) -> Tensor:
         """x0, the first frame being the given one: (B, C, T, H, W)."""
-        seen = put_first_frame(x_t, self.frame)
-        return put_first_frame(self.denoiser.denoise(seen, t, cond), self.frame)
+        return put_first_frame(self.denoiser.denoise(self._seen(x_t), t, cond), self.frame)
 
     def velocity(self, x_t: Tensor, t: Tensor | float, cond: Condition) -> Tensor:
         """dx_t/dt for the same x0, at t > 0."""
-        later = self.denoiser.velocity(put_first_frame(x_t, self.frame), t, cond)
+        later = self.denoiser.velocity(self._seen(x_t), t, cond)
         known = convert(
             self.frame, x_t[:, :, :1], batch_time(t, x_t), self.process,
             Prediction.X0, Prediction.VELOCITY,
         )  # fmt: skip
         return put_first_frame(later, known)
+
+    def _seen(self, x_t: Tensor) -> Tensor:
+        """The state with the clean frame.
+
+        Raises:
+            UserError: another batch, as of guidance around this denoiser.
+        """
+        if len(x_t) != len(self.frame):
+            raise UserError(
+                f"{len(self.frame)} first frames for a batch of {len(x_t)}: guidance doubles the "
+                "batch of what is inside it, so put the frames around it, "
+                "FirstFrameDenoiser(ClassifierFreeGuidance(denoiser, ...), frame)"
+            )
+        return put_first_frame(x_t, self.frame)

@@ -4,8 +4,9 @@ from torch import Tensor
 
 from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.grids import check_grid
-from ldm_core.diffusion.process import add_noise
+from ldm_core.diffusion.process import Process, add_noise
 from ldm_core.samplers import Sampler
+from ldm_core.samplers.events import OnStep, watched
 
 
 def sample_image_to_image(
@@ -16,6 +17,7 @@ def sample_image_to_image(
     cond: Condition,
     x0: Tensor,
     strength: float,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Noise `x0` to the time where `strength` of the steps are left, then take those.
 
@@ -26,8 +28,9 @@ def sample_image_to_image(
         grid: (steps + 1,) decreasing times, before the cut.
         cond: B conditions.
         x0: (B, ...) what to start from.
-        strength: in [0, 1]. 0 gives `x0` back; 1 is sampling from `eps` alone, even where the
-            process keeps a trace of the data at its end.
+        strength: in [0, 1]. 0 gives `x0` back; 1 of a grid from the process's end is sampling from
+            `eps` alone, even where the process keeps a trace of the data there.
+        on_step: called by the sampler, with steps counted from the first that is taken.
 
     Returns:
         (B, ...).
@@ -44,7 +47,12 @@ def sample_image_to_image(
     left = round(strength * steps)
     if left == 0:
         return x0
-    if left == steps:
-        return sampler(denoiser, denoiser.process.prior_std * eps, grid, cond)
     grid = grid[steps - left :]
-    return sampler(denoiser, add_noise(denoiser.process, x0, eps, grid[0]), grid, cond)
+    return watched(sampler, on_step)(denoiser, _start(denoiser.process, x0, eps, grid), grid, cond)
+
+
+def _start(process: Process, x0: Tensor, eps: Tensor, grid: Tensor) -> Tensor:
+    """The state at grid[0]: pure noise at the process's end, the noised picture before it."""
+    if grid[0] >= process.end * (1 - 1e-6):  # within the rounding of `check_grid`
+        return process.prior_std * eps
+    return add_noise(process, x0, eps, grid[0])

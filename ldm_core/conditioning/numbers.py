@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_core.conditioning.extra import check_takes_captions
 from ldm_core.conditioning.text import TextCondition
 
 
@@ -34,8 +35,12 @@ class NumberConditioned(nn.Module):
             pooled_width: P.
             frequencies: lowest and highest, in radians per unit of the numbers.
             pairs: of sines and cosines for each number.
+
+        Raises:
+            UserError: the network takes labels, see `check_takes_captions`.
         """
         super().__init__()
+        check_takes_captions(network, type(self).__name__)
         self.network, self.name, self.numbers = network, name, numbers
         self.frequencies, self.pairs = frequencies, pairs
         self.hidden = nn.Linear(2 * pairs * numbers, pooled_width)

@@ -24,6 +24,7 @@ from ldm_core.diffusion.denoiser import Condition, DenoiserLike
 from ldm_core.diffusion.grids import check_grid
 from ldm_core.diffusion.process import Process, add_noise
 from ldm_core.samplers import Sampler
+from ldm_core.samplers.events import OnStep, watched
 
 
 def sample_replacement(
@@ -36,6 +37,7 @@ def sample_replacement(
     known: Tensor,
     noise: Callable[[Tensor], Tensor],
     repeats: int = 1,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample step by step, replacing what is known before each.
 
@@ -50,6 +52,7 @@ def sample_replacement(
         known: (B, 1, ...) 1 where `x0` is given, 0 where it is to be painted.
         noise: gives fresh standard normal noise of its argument's shape, as `torch.randn_like`.
         repeats: how often each step is taken; 1 is plain replacement.
+        on_step: called by the sampler, each repeat of a step with the step's index in `grid`.
 
     Returns:
         (B, C, ...), exactly `x0` where it is known.
@@ -64,12 +67,13 @@ def sample_replacement(
     if repeats < 1:
         raise ValueError(f"every step is taken at least once, got repeats = {repeats}")
     inside, x = known > 0, x_T
-    for t, r in pairwise(grid):
+    for index, (t, r) in enumerate(pairwise(grid)):
+        step = watched(sampler, on_step, index)
         for repeat in range(repeats):
             if repeat:
                 x = renoise(denoiser.process, x, r, t, noise(x))
             x = torch.where(inside, add_noise(denoiser.process, x0, noise(x), t), x)
-            x = sampler(denoiser, x, torch.stack([t, r]), cond)
+            x = step(denoiser, x, torch.stack([t, r]), cond)
     return torch.where(inside, x0, x)
 
 

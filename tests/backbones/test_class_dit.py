@@ -3,6 +3,8 @@ import torch
 from tiny_diffusers import shaken
 
 from ldm_core.backbones.class_dit import ClassDiT, ClassDiTConfig
+from ldm_core.backbones.embeddings import place_waves
+from ldm_core.errors import UserError
 
 SMALL = ClassDiTConfig(
     in_channels=3, latent_size=(8, 8), patch_size=2, width=32, depth=2, heads=2, classes=10
@@ -95,3 +97,18 @@ def test_another_number_of_channels_is_refused_by_both():
     x_t, t, cond = inputs()
     with pytest.raises(ValueError, match="latents of 2 channels for a network of 3"):
         opened()(x_t[:, :2], t, cond)
+
+
+def test_a_label_out_of_range_is_refused_by_its_number():
+    x_t, t, _ = inputs()
+    for label in (11, -1):
+        with pytest.raises(UserError, match=f"label {label} of 10 classes: give 0 to 9, or 10"):
+            opened()(x_t, t, torch.tensor([1, 2, label, 3]))
+
+
+def test_positions_of_an_oblong_are_stretched_along_their_own_axis():
+    """A grid of (8, 4) tokens for a latent of (16, 8): one unit apart on both axes."""
+    network = ClassDiT(SMALL.model_copy(update={"latent_size": (16, 8)}))
+    found = network._positions((1, 8, 4), torch.device("cpu"))
+    expected = place_waves(torch.arange(8), torch.arange(4), SMALL.width).reshape(32, -1)
+    torch.testing.assert_close(found, expected.to(found), rtol=0, atol=1e-6)

@@ -9,6 +9,7 @@ from ldm_core.backbones import diffusers_weights
 from ldm_core.backbones.diffusers_adapter import DiffusersNetwork
 from ldm_core.backbones.diffusers_weights import class_dit_from, mmdit_from_flux, mmdit_from_sd3
 from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
+from ldm_core.errors import UserError
 
 T = torch.tensor([0.25, 0.9])
 COND = tiny.captions()
@@ -135,3 +136,13 @@ def test_what_mmdit_lacks_is_refused():
         mmdit_from_sd3(tiny.sd3(dual_attention_layers=(0,)))
     with pytest.raises(ValueError, match="guidance"):
         mmdit_from_flux(tiny.flux(guidance_embeds=True))
+
+
+@pytest.mark.parametrize("part", ["timestep_embedder.linear_1.bias", "class_embedder"])
+def test_blocks_that_embed_otherwise_are_refused(part):
+    model = tiny.dit(num_layers=3)
+    parameters = dict(model.transformer_blocks[2].norm1.emb.named_parameters())
+    name = next(name for name in parameters if name.startswith(part))
+    parameters[name].data += 1e-3
+    with pytest.raises(UserError, match=rf"block 2 .* block 0 \({name} differs\).*Diffusers"):
+        class_dit_from(model)

@@ -5,8 +5,13 @@ import torch
 from small_dit import PATCH, SIZE, WIDTH, B, batch, opened, trained_dit
 from torch import nn
 
+from ldm_core.backbones.class_dit import ClassDiT, ClassDiTConfig
+from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
+from ldm_core.conditioning.channels import ChannelConditioned
 from ldm_core.conditioning.control import Controlled
+from ldm_core.conditioning.numbers import NumberConditioned
 from ldm_core.conditioning.text import TextCondition, drop_extras
+from ldm_core.errors import UserError
 
 PIXELS = 4  # of the hint per latent
 
@@ -160,3 +165,37 @@ def test_a_hint_that_does_not_fit_is_refused_with_both():
         network(x_t, t, cond.with_extra("edges", torch.zeros(B, 3, 32, 32)))
     with pytest.raises(ValueError, match=r"\(4, 1, 16, 32\) makes 8 tokens .* has 16 for 4"):
         network(x_t, t, cond.with_extra("edges", torch.zeros(B, 1, 16, 32)))
+
+
+LABELLED = ClassDiTConfig(
+    in_channels=3, latent_size=(8, 8), width=32, depth=2, heads=2, classes=10
+)  # fmt: skip
+JOINT = MMDiTConfig(
+    in_channels=3, patch_size=2, width=32, depth=2, heads=2, text_width=10, pooled_width=6
+)
+
+
+def test_networks_without_captions_or_image_tokens_are_refused():
+    labelled, joint = ClassDiT(LABELLED), MMDiT(JOINT)
+    with pytest.raises(UserError, match="Controlled .* ClassDiT takes labels"):
+        Controlled(labelled, labelled.blocks, "edges", 32, 1, 2)
+    with pytest.raises(UserError, match="ChannelConditioned .* ClassDiT takes labels"):
+        ChannelConditioned(labelled, {"mask": 4})
+    with pytest.raises(UserError, match="NumberConditioned .* ClassDiT takes labels"):
+        NumberConditioned(nn.Sequential(labelled), "fps", 1, 6, (0.1, 1.0))
+    for block in (0, 1):
+        with pytest.raises(UserError, match="is a (Last)?JointBlock, which passes image and text"):
+            Controlled(joint, [joint.blocks[block]], "edges", 32, 1, 2)
+
+
+def test_blocks_that_are_given_tokens_by_name_are_refused():
+    class ByName(Doubling):
+        def forward(self, x_t, t, cond):
+            return self.blocks[0](x=x_t.flatten(2).mT, shift=1.0)
+
+    trunk = ByName()
+    network = Controlled(trunk, trunk.blocks[:1], "hint", width=1, channels=1, patch=1)
+    text = TextCondition(torch.zeros(2, 1, 1), torch.ones(2, 1) > 0, torch.zeros(2, 1))
+    x, h = torch.randn(2, 2, 1, 1, 3, dtype=torch.float64)
+    with pytest.raises(UserError, match="Block is given its tokens by name"):
+        network(x, torch.zeros(2), text.with_extra("hint", h))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from analytic import caption
 
 from ldm_core.conditioning.first_frame import (
     FirstFrameDenoiser,
@@ -11,6 +12,8 @@ from ldm_core.diffusion.prediction import Prediction, convert
 from ldm_core.diffusion.process import FlowProcess
 from ldm_core.diffusion.variance_exploding import VarianceExploding
 from ldm_core.diffusion.variance_preserving import VPSDE, DiscreteVP, TrigFlow, linear_betas
+from ldm_core.errors import UserError
+from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
 from ldm_core.samplers.euler import sample_euler
 from ldm_core.samplers.heun import sample_heun
 
@@ -68,3 +71,13 @@ def test_data_and_velocity_tell_the_same(process):
 def test_a_frame_of_another_shape_is_refused_with_both():
     with pytest.raises(ValueError, match=r"first frame of \(2, 3, 1, 4, 4\), got \(2, 3, 4, 4\)"):
         put_first_frame(X_T, FRAME[:, :, 0])
+
+
+def test_guidance_goes_inside():
+    denoiser, states = copying(FlowProcess()), X_T[:, :2, :, :1, :1]
+    frame, cond = FRAME[:, :2, :, :1, :1], caption(0.7, batch=2)
+    outside = ClassifierFreeGuidance(FirstFrameDenoiser(denoiser, frame), 3.0, caption(0.0))
+    with pytest.raises(UserError, match=r"2 first frames for a batch of 4: .* around it"):
+        outside.denoise(states, 0.5, cond)
+    inside = FirstFrameDenoiser(ClassifierFreeGuidance(denoiser, 3.0, caption(0.0)), frame)
+    assert torch.equal(inside.denoise(states, 0.5, cond)[:, :, :1], frame)

@@ -64,3 +64,23 @@ def test_mistakes_are_refused_with_both_values():
         sample_image_to_image(*arguments, grid, None, X0[:2], 0.5)
     with pytest.raises(ValueError, match="decreases"):
         sample_image_to_image(*arguments, grid.flip(0), None, X0, 0.5)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+def test_a_grid_that_starts_before_the_end_starts_at_its_own_noise(process):
+    """However strong, the state at grid[0] is the noised picture's unless that is the end."""
+    events = []
+    grid = torch.linspace(0.4 * process.end, 0, 5, dtype=torch.float64)
+    sample_image_to_image(
+        sample_euler, smooth_denoiser(process), EPS, grid, None, X0, 1.0, events.append
+    )
+    assert torch.equal(events[0].x_t, process.alpha(grid[0]) * X0 + process.sigma(grid[0]) * EPS)
+
+
+def test_it_can_be_watched():
+    events, grid = [], linear_grid(8, dtype=torch.float64)
+    arguments = (sample_heun, smooth_denoiser(FlowProcess()), EPS, grid, None, X0, 0.5)
+    result = sample_image_to_image(*arguments, on_step=events.append)
+    assert torch.equal(result, sample_image_to_image(*arguments))
+    assert [event.index for event in events] == [0, 1, 2, 3]
+    assert torch.equal(torch.stack([event.t for event in events]), grid[4:-1])

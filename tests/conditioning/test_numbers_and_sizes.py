@@ -85,3 +85,23 @@ def test_a_wrong_count_is_refused_with_both():
     x_t, t, cond = batch()
     with pytest.raises(ValueError, match=r"'size_and_crop' is \(4, 2\), expected \(4, 6\)"):
         network()(x_t, t, cond.with_extra(NAME, ORIGINAL.float()))
+
+
+def test_the_slowest_wave_turns_once_in_20000_pi_pixels():
+    """(1e-4, 1) radians a pixel, 128 pairs: what SDXL's own embedding has but for its last step."""
+    wrapped = network()
+    assert (wrapped.frequencies, wrapped.pairs) == ((1e-4, 1.0), 128)
+
+
+def test_waves_are_computed_in_float32_at_least():
+    """4001 is no bfloat16, which holds 4000 and 4016: the two would have the same waves."""
+    torch.manual_seed(0)
+    wrapped = opened(NumberConditioned(torch.nn.Identity(), "n", 1, POOLED, (1e-4, 1.0)))
+    wrapped = wrapped.bfloat16()
+    seen = []
+    wrapped.hidden.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    wrapped.embed(torch.tensor([[4000.0], [4001.0]]), torch.bfloat16)
+    angles = torch.tensor([4000.0, 4001.0]).double()  # of the fastest wave, one radian a unit
+    expected = torch.stack([angles.cos(), angles.sin()], dim=1)
+    found = seen[0][:, [63, 127]].double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)

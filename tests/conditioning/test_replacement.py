@@ -171,3 +171,13 @@ def test_mistakes_are_refused_with_both_values():
         sample_replacement(*arguments, x_T[..., :3], grid, None, X0, KNOWN, no_noise)
     with pytest.raises(ValueError, match="repeats = 0"):
         sample_replacement(*arguments, x_T, grid, None, X0, KNOWN, no_noise, repeats=0)
+
+
+def test_it_can_be_watched_step_by_step():
+    events, grid = [], linear_grid(3, dtype=torch.float64)
+    x_T = torch.zeros(1, 1, 1, 4, dtype=torch.float64)
+    arguments = (sample_euler, denoiser_of(FlowProcess()), x_T, grid, None, X0, KNOWN, no_noise, 2)
+    result = sample_replacement(*arguments, on_step=events.append)
+    assert torch.equal(result, sample_replacement(*arguments))
+    assert [event.index for event in events] == [0, 0, 1, 1, 2, 2]
+    assert [float(event.t) for event in events] == grid[:-1].repeat_interleave(2).tolist()
