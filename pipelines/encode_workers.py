@@ -36,6 +36,8 @@ from ldm_core.text.encoders import TextEmbedding, TextEncoder, load_clip, load_t
 from pipelines.encode_media import Row, reject_of
 from pipelines.encode_plan import Item, Job, stored_as
 
+CPU_PIXELS = 2**17  # 32 pictures of 64 x 64, 2 of 256 x 256; larger batches are slower there
+
 
 class EncodeMedia:
     """Decoded shard -> Parquet files of samples and rejects, not yet committed."""
@@ -58,12 +60,20 @@ class EncodeMedia:
         bucket = Bucket.parse(row["bucket"])
         size = (bucket.frames, bucket.height, bucket.width, 3)
         pixels = np.frombuffer(row["pixels"], np.uint8).reshape(len(good), *size)
-        at_once = max(1, self.job.batch_size // bucket.frames)
+        at_once = self._at_once(bucket)
         for start in range(0, len(good), at_once):
             stop = start + at_once
             self._encode(good[start:stop], pixels[start:stop])
         samples = [self._sample(item, row["bucket"]) for item in items if "reason" not in item]
         return samples, [reject_row(item) for item in items if "reason" in item]
+
+    def _at_once(self, bucket: Bucket) -> int:
+        """Parts of a batch: as many as the job says, on a CPU no more than its caches have room
+        for."""
+        frames = self.job.batch_size
+        if self.device == "cpu":
+            frames = min(frames, CPU_PIXELS // (bucket.height * bucket.width))
+        return max(1, frames // bucket.frames)
 
     def _encode(self, items: Sequence[Item], pixels: np.ndarray) -> None:
         """Add each item's posterior; a non-finite one makes the item a reject."""

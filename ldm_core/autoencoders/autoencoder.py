@@ -89,6 +89,8 @@ class DiffusersAutoencoder:
         self.digest = digest
         config: Any = module.config
         self.temporal_downsampling = _temporal_downsampling(self.module)
+        if self.temporal_downsampling is None:  # the layout 2-D convolutions are fastest in
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         probe = self.encode(torch.zeros(1, 3, 64, 64)).mean
         self.channels = probe.shape[1]
         self.downsampling = 64 // probe.shape[-1]

@@ -154,15 +154,16 @@ def decoding(folder: Path, count: int) -> float:
 
 
 def loop(recipe: Recipe, captions: list[str], folder: Path, out: Path, count: int) -> float:
-    """Seconds a picture of the loop that many scripts have."""
-    autoencoder = load_autoencoder(recipe.autoencoder_uri)
+    """Seconds a picture of the loop that many scripts have, with diffusers as it loads."""
+    autoencoder = AutoencoderKL.from_pretrained(recipe.autoencoder_uri).eval()
     texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
     out.mkdir()
 
     def work() -> None:
         for k, file in enumerate(sorted(folder.glob("*.jpg"))[:count]):
             image = Image.open(io.BytesIO(file.read_bytes())).convert("RGB")
-            posterior = autoencoder.encode(to_pixels(np.asarray(image))[None])
+            with torch.no_grad():
+                posterior = autoencoder.encode(to_pixels(np.asarray(image))[None]).latent_dist
             tokens, pooled = (encoder.encode([captions[k]])[0] for encoder in texts)
             padded = torch.zeros(MAX_TOKENS, tokens.tokens.shape[1])
             padded[: len(tokens.tokens)] = tokens.tokens
