@@ -7,6 +7,7 @@ from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
+from ldm_core.guidance.guided import Linear
 from ldm_core.samplers.heun import sample_heun
 
 GRID = linear_grid(400, dtype=torch.float64)
@@ -115,3 +116,10 @@ def test_both_ends_of_an_interval_are_in_it(t, passes):
     guided = ClassifierFreeGuidance(inner, 3.0, caption(-0.2), (0.25, 0.75))
     guided.denoise(torch.randn(3, 2, dtype=torch.float64), t, caption(0.7, batch=3))
     assert inner.batches == [passes]
+
+
+def test_the_plain_rule_is_a_line_through_both():
+    good, bad = torch.randn(2, 3, 2, dtype=torch.float64)
+    for scale, expected in ((0.0, bad), (1.0, good), (3.0, 3 * good - 2 * bad)):
+        found = Linear()(good, bad, torch.tensor(scale), torch.tensor(0.5))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
