@@ -16,8 +16,8 @@ ROWS = [
 ]
 GUIDANCE_HELPERS = {"estimate", "scale_at", "sum_over_sample", "check_interval"}
 CONDITIONING_HELPERS = {
-    "Extra", "TextCondition", "Widened", "check_takes_captions", "check_mask", "renoise", "solve_poisson",
-    "gaussian_blur", "sobel", "thin", "hysteresis",
+    "Extra", "TextCondition", "Widened", "check_takes_captions", "check_mask", "renoise",
+    "solve_poisson", "gaussian_blur", "sobel", "thin", "hysteresis",
 }  # fmt: skip
 """What methods are written with."""
 
