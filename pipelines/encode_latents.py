@@ -166,7 +166,7 @@ def _warn_of_rejects(version: StoreVersion) -> None:
         return
     rejected = manifest.counts["rejects"]
     total = manifest.counts["samples"] + rejected
-    print(f"[encode] warning: {rejected} of {total} files rejected: {_list(manifest.rejects)}")
+    print(f"[encode] warning: {rejected} of {total} rejected: {_list(manifest.rejects)}")
     rows = version.table("rejects", ["id", "reason", "detail"]).sort_by("id").to_pylist()
     for row in rows[:REJECTS_SHOWN]:
         detail = " ".join(row["detail"].split())

@@ -36,6 +36,7 @@ class Job:
     clip: str
     max_tokens: int
     text_dtype: str = "float16"
+    channels_last: bool = True
     item_seconds: float = 120.0
     item_bytes: int = 4 << 30
 
@@ -141,6 +142,7 @@ def _job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
         clip=absolute(recipe.clip_uri),
         max_tokens=recipe.text.max_tokens,
         text_dtype=section.text_dtype,
+        channels_last=section.channels_last,
         item_seconds=section.item_seconds,
         item_bytes=int(section.item_gib * 2**30),
     )

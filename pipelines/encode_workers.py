@@ -45,7 +45,7 @@ class EncodeMedia:
     def __init__(self, job: Job, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
         self.job, self.store, self.device = job, LatentStore(job.store), device
-        self.autoencoder = load_autoencoder(job.autoencoder, self.device)
+        self.autoencoder = load_autoencoder(job.autoencoder, self.device, job.channels_last)
 
     def __call__(self, row: Row) -> Row:
         """Encode one shard; the result row lists the files written."""

@@ -91,6 +91,12 @@ def check_sizes(recipe: Recipe, version: StoreVersion) -> None:
             not divide.
     """
     section, manifest = recipe.train, version.manifest
+    if any(Bucket.parse(name).frames > 1 for name in manifest.buckets):
+        raise UserError(
+            f"{version.store.uri} version {version.number} holds videos, in the buckets "
+            f"{', '.join(manifest.buckets)}, and training reads pictures of one bucket so far: "
+            "encode pictures alone"
+        )
     if Bucket(recipe.size, recipe.size).name not in manifest.buckets:
         raise UserError(
             f"size is {recipe.size}, but {version.store.uri} version {version.number} holds "

@@ -89,8 +89,6 @@ class DiffusersAutoencoder:
         self.digest = digest
         config: Any = module.config
         self.temporal_downsampling = _temporal_downsampling(self.module)
-        if self.temporal_downsampling is None:  # the layout 2-D convolutions are fastest in
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         probe = self.encode(torch.zeros(1, 3, 64, 64)).mean
         self.channels = probe.shape[1]
         self.downsampling = 64 // probe.shape[-1]
@@ -193,8 +191,15 @@ def autoencoder_facts(uri: str) -> AutoencoderFacts:
         )
 
 
-def load_autoencoder(uri: str, device: str | torch.device = "cpu") -> Autoencoder:
+def load_autoencoder(
+    uri: str, device: str | torch.device = "cpu", channels_last: bool = False
+) -> Autoencoder:
     """Load "identity" or a diffusers autoencoder directory, local or remote.
+
+    Args:
+        uri: the directory's.
+        device: to compute on.
+        channels_last: the memory layout in which 2-D convolutions are fastest; it rounds otherwise.
 
     Raises:
         UserError: nothing there, not an autoencoder of diffusers, or pickled weights.
@@ -208,7 +213,10 @@ def load_autoencoder(uri: str, device: str | torch.device = "cpu") -> Autoencode
         )
     with local_copy(uri) as folder:
         module = _load_module(folder, uri)
-        return DiffusersAutoencoder(module, autoencoder_digest(folder), device)
+        model = DiffusersAutoencoder(module, autoencoder_digest(folder), device)
+    if channels_last and model.temporal_downsampling is None:
+        model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def autoencoder_digest(folder: Path) -> str:

@@ -1,13 +1,11 @@
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
-from torch.testing import assert_close
 
 from ldm_core.autoencoders.autoencoder import (
     IdentityAutoencoder,
@@ -22,8 +20,6 @@ from ldm_core.files import upload_folder
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 GENERATOR = torch.Generator().manual_seed(0)
 PIXELS = torch.rand(2, 3, 32, 32, generator=GENERATOR) * 2 - 1
-# other layouts of weights round otherwise
-nearly_equal = partial(assert_close, rtol=1e-4, atol=1e-5)
 
 
 def new_kl() -> AutoencoderKL:
@@ -95,16 +91,21 @@ def test_it_computes_what_diffusers_does(kl_folder):
     with torch.no_grad():
         expected = theirs.encode(PIXELS).latent_dist
         posterior = ours.encode(PIXELS)
-        nearly_equal(
-            posterior.mean, expected.mean, rtol=1e-4, atol=1e-5
-        )  # as encoded: not shifted, not scaled
-        nearly_equal(posterior.logvar, expected.logvar)
+        assert torch.equal(posterior.mean, expected.mean)  # as encoded: not shifted, not scaled
+        assert torch.equal(posterior.logvar, expected.logvar)
         decoded = ours.decode(10 * posterior.mean)
-        nearly_equal(
-            decoded, theirs.decode(10 * posterior.mean).sample.clamp(-1, 1), rtol=1e-4, atol=1e-5
-        )
+        assert torch.equal(decoded, theirs.decode(10 * posterior.mean).sample.clamp(-1, 1))
     assert (ours.channels, ours.downsampling) == (4, 2)
     assert ours.latents_mean is None
+
+
+def test_channels_last_is_another_layout_of_the_same(tmp_path):
+    new_kl().save_pretrained(tmp_path)
+    plain = load_autoencoder(str(tmp_path)).encode(PIXELS)
+    last = load_autoencoder(str(tmp_path), channels_last=True)
+    assert next(last.module.parameters()).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last.encode(PIXELS).mean, plain.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last.encode(PIXELS).logvar, plain.logvar, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("new", [new_tiny, new_vq, new_dc])
@@ -117,11 +118,9 @@ def test_an_autoencoder_without_a_posterior(new, tmp_path):
         encoded = module.encode(PIXELS, return_dict=False)[0]
         expected = module.decode(encoded).sample.clamp(-1, 1)
     posterior = ours.encode(PIXELS)
-    nearly_equal(posterior.mean, encoded)
-    nearly_equal(
-        posterior.sample(torch.ones_like(encoded)), encoded, rtol=1e-4, atol=1e-5
-    )  # no spread
-    nearly_equal(ours.decode(encoded), expected)
+    assert torch.equal(posterior.mean, encoded)
+    assert torch.equal(posterior.sample(torch.ones_like(encoded)), encoded)  # no spread
+    assert torch.equal(ours.decode(encoded), expected)
     assert encoded.shape == (2, ours.channels, *(32 // ours.downsampling,) * 2)
     assert autoencoder_facts(str(tmp_path)).downsampling == ours.downsampling
 

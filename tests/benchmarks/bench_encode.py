@@ -3,7 +3,8 @@
     make bench-encode [ARGS="--pictures 512"]
 
 The same pictures (256 x 256 JPEG) and captions go, in one run and one after the other, through
-  bare    the encoders on ready tensors, at the best of some batch sizes; decoding timed apart;
+  bare    the encoders on ready tensors, at the best of some batch sizes, for the clock on all
+          cores and for CPU time on one; decoding timed apart;
   job     `ldm encode` as it is, from its first import to the published version, on Ray;
   loop    a single process that decodes, encodes, pads and torch.saves item by item.
 Rates are pictures a second by the clock. Efficiency counts CPU time, of all of the job's processes,
@@ -130,7 +131,7 @@ def _cpu(process: psutil.Process) -> float:
 
 def bare(recipe: Recipe, captions: list[str], pixels: torch.Tensor, count: int) -> tuple:
     """Seconds a picture (wall, CPU) of the encoders alone at their best batch size."""
-    autoencoder = load_autoencoder(recipe.autoencoder_uri)
+    autoencoder = load_autoencoder(recipe.autoencoder_uri, channels_last=True)
     texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
 
     def work(batch: int) -> None:
@@ -139,11 +140,15 @@ def bare(recipe: Recipe, captions: list[str], pixels: torch.Tensor, count: int) 
             for encoder in texts:
                 encoder.encode(captions[start : start + batch])
 
-    work(8)
-    found = {batch: timed(lambda batch=batch: work(batch)) for batch in (1, 2, 4, 8, 16, 32)}
-    batch = min(found, key=lambda one: found[one][0])
-    print(f"bare: best batch {batch} of {list(found)}")
-    return tuple(seconds / count for seconds in found[batch])
+    def best(threads: int, clock: int) -> float:
+        torch.set_num_threads(threads)
+        work(2)
+        found = {batch: timed(lambda batch=batch: work(batch))[clock] for batch in (1, 2, 4, 8, 16)}
+        batch = min(found, key=lambda one: found[one])
+        print(f"bare, {threads} threads: best batch {batch} of {list(found)}")
+        return found[batch] / count
+
+    return best(os.cpu_count() or 1, clock=0), best(1, clock=1)
 
 
 def decoding(folder: Path, count: int) -> float:

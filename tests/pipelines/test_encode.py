@@ -140,7 +140,7 @@ class TestLaterRuns:
         assert logs == {name: version.store.open(name).version() for name in logs}
         printed = capsys.readouterr().out
         assert "nothing new: version 1 stands" in printed
-        assert "warning: 5 of 27 files rejected: 1 empty file, 1 file missing" in printed
+        assert "warning: 5 of 27 rejected: 1 empty file, 1 file missing" in printed
         assert "\n  empty.png: empty file\n" in printed
 
     def test_one_new_file_is_the_only_one_encoded(self, recipe, version, tmp_path):
@@ -238,6 +238,17 @@ def test_a_killed_job_goes_on_where_it_was(recipe, version, record, tmp_path):
     assert done == [row for row in in_order(store) if row["id"] in {r["id"] for r in done}]
     shards = {row["shard"] for row in in_order(version)}
     assert {row["shard"] for row in done} < shards
+
+
+@pytest.mark.ray
+def test_four_workers_and_small_shards_give_the_same_rows(recipe, version, tmp_path):
+    encode_section = recipe.encode.model_copy(
+        update={"shard_size": 2, "workers": Workers(count=4, cpus=0.5)}
+    )
+    mine = moved(recipe, recipe.data, tmp_path / "root")
+    record = encode(mine.model_copy(update={"encode": encode_section}), Options())
+    assert record.summary["content"] == version.manifest.content
+    assert newest(mine).manifest.statistics == version.manifest.statistics
 
 
 def in_order(source: LatentStore | StoreVersion) -> list[dict]:

@@ -24,7 +24,7 @@ from tiny_runs import encode_here
 from ldm_core.latents.store import LatentStore
 from pipelines.recipes.schema import Recipe
 
-KILLS, PICTURES, SHARD = 21, 1600, 4
+KILLS, PICTURES, SHARD = 21, 4000, 4
 PATIENCE_S = 120
 
 
@@ -81,10 +81,12 @@ def disturbed(recipe: Recipe, rng: random.Random, store: LatentStore) -> Iterato
         await_progress(driver, store)
         family = descendants(driver)
         time.sleep(rng.uniform(0, 0.3))
-        victim = rng.choice(["driver", "raylet", "worker"])
+        victim = rng.choice(["driver", "raylet", "worker", "worker"])
         found = processes(driver, victim) if driver.poll() is None else []
+        assert driver.poll() != 0, "all was encoded before all kills were done"
         if found:
             rng.choice(found).send_signal(signal.SIGKILL)
+            print(f"killed a {victim} at {len(committed(store))} shards", flush=True)
             yield victim
         if victim != "worker" or driver.poll() is not None:
             bury(driver, family)

@@ -91,7 +91,7 @@ def test_a_non_finite_latent_is_a_reject(data, job, monkeypatch):
             mean[1] = float("nan")
             return Posterior(mean, torch.zeros_like(mean))
 
-    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda uri, device: Broken())
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda *_: Broken())
     row = decode_shard(shard(data, "001.png", "002.png", "003.png"), job)
     parts = parts_of(EncodeMedia(job, threads=1, device="cpu")(row))
     assert {part.table: part.rows for part in parts} == {"samples": 2, "rejects": 1}
