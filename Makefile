@@ -1,7 +1,7 @@
 # In the order of use. Everything runs from .venv, which `setup` makes.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: setup demo test test-slow bench-samplers bench-backbone bench-encode check format clean
+.PHONY: setup demo test test-slow test-s3 bench-samplers bench-backbone bench-encode check format clean
 
 setup: .venv/.ready  ## the virtual environment, versions locked in infra/constraints.txt
 
@@ -20,6 +20,9 @@ test: setup  ## the whole suite but the slow part, on two processes; first witho
 
 test-slow: setup  ## minutes, not seconds
 	$(BIN)/python -m pytest -m slow
+
+test-s3: setup  ## what reads and writes buckets, on a real S3 server: Ceph's, from Debian's packages
+	OMP_NUM_THREADS=1 infra/local/s3.py run $(BIN)/python -m pytest -m "not slow" -k "s3 or bucket"
 
 bench-samplers: setup  ## solvers beside diffusers' and k-diffusion's: evaluations against error
 	$(BIN)/pip install --quiet --no-deps k-diffusion==0.1.1.post1 torchsde trampoline torchdiffeq

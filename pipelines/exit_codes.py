@@ -81,7 +81,8 @@ def _no_store_answers(error: BaseException) -> bool:
     unheard = (of_aws.HTTPClientError, of_aws.ConnectionError)
     refusals = (*unheard, of_aws.NoCredentialsError, of_aws.PartialCredentialsError)
     no_access = isinstance(error, PermissionError) and not error.filename
-    return no_access or isinstance(error, refusals)
+    patience_spent = isinstance(error, ConnectionError) and "S3 did not answer" in str(error)
+    return no_access or patience_spent or isinstance(error, refusals)
 
 
 def _raised(error: Exception) -> BaseException:

@@ -99,7 +99,13 @@ def put_if_absent(uri: str, data: bytes) -> None:
     """
     fs, path = filesystem(uri)
     if is_remote(uri):
-        fs.pipe_file(path, data, mode="create")
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except OSError as error:
+            # s3fs knows this answer as AWS words it; Ceph does not say which condition failed.
+            if "(PreconditionFailed)" not in str(error.__cause__):
+                raise
+            raise FileExistsError(uri) from error
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,7 @@ class Owner:
         host, pid: where it runs.
         since, renewed: seconds since 1970, by the owner's clock.
         released: whether it was given back.
+        token: random, by which an owner knows its own lock again.
     """
 
     host: str
@@ -42,6 +44,7 @@ class Owner:
     since: float
     renewed: float
     released: bool = False
+    token: str = ""
 
     def alive(self, now: float, expiry: float = EXPIRY_S) -> bool:
         """Whether it may still be writing; an owner on this machine is looked up."""
@@ -82,10 +85,11 @@ class StoreLock:
         """Give it back; the numbers before it are of no more use."""
         self._stop.set()
         self._thread.join()
-        self._write(replace(self.owner, renewed=time.time(), released=True))
-        for number in _numbers(self.uri):
-            if number < self.number:
-                remove(_lock_uri(self.uri, number))
+        with suppress(OSError):  # a storage that is full or away: it is as if the owner had died
+            self._write(replace(self.owner, renewed=time.time(), released=True))
+            for number in _numbers(self.uri):
+                if number < self.number:
+                    remove(_lock_uri(self.uri, number))
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEWAL_S):
@@ -116,11 +120,13 @@ def take(uri: str) -> StoreLock:
     holder = _read(uri, newest) if newest else None
     if holder and holder.alive(now):
         raise _held(uri, holder, now)
-    owner = Owner(socket.gethostname(), os.getpid(), now, now)
+    owner = Owner(socket.gethostname(), os.getpid(), now, now, token=uuid.uuid4().hex)
     try:
         put_if_absent(_lock_uri(uri, newest + 1), _text(owner))
     except FileExistsError:
-        raise _held(uri, _read(uri, newest + 1) or owner, now) from None
+        first = _read(uri, newest + 1)
+        if first != owner:  # else our own put, acknowledged too late and repeated
+            raise _held(uri, first or owner, now) from None
     return StoreLock(uri, newest + 1, owner)
 
 

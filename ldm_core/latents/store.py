@@ -37,6 +37,9 @@ _KEEP = {
     "delta.deletedFileRetentionDuration": "interval 5200 weeks",
 }
 
+# Left alone, delta-rs gives up on a server that is away after two to six seconds.
+_PATIENCE = {"max_retries": "1000", "retry_timeout": "60s"}  # it waits at least 0.1 s
+
 
 @dataclass(frozen=True)
 class PartFile:
@@ -53,6 +56,7 @@ def storage_options(uri: str) -> dict[str, str] | None:
     if not is_remote(uri):
         return None
     options = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    options |= _PATIENCE
     options.setdefault("AWS_REGION", options.get("AWS_DEFAULT_REGION", "us-east-1"))
     if options.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["AWS_ALLOW_HTTP"] = "true"  # else a bare "Generic S3 error"

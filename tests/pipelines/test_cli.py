@@ -10,6 +10,7 @@ from PIL import Image
 from small_store import small_store
 from tiny_project import tiny_project
 
+from ldm_core import patient_s3
 from ldm_core.errors import UserError
 from pipelines.exit_codes import JobFailed, exit_code
 from pipelines.recipes import RECIPES
@@ -163,15 +164,14 @@ def test_pictures_of_another_size_than_the_stores(ldm, tmp_path):
 
 
 def test_an_object_store_that_does_not_answer(ldm, monkeypatch):
-    from s3fs import S3FileSystem
-
-    S3FileSystem.clear_instance_cache()  # one of another test would still know its server
+    patient_s3.PatientS3.clear_instance_cache()  # one of another test would still know its server
+    monkeypatch.setattr(patient_s3, "PATIENCE_S", 0.1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     result = ldm("show", "s3://bucket/model")
-    S3FileSystem.clear_instance_cache()
+    patient_s3.PatientS3.clear_instance_cache()
     assert_mistake(result, "127.0.0.1:9", "check AWS_ENDPOINT_URL")
 
 

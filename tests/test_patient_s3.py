@@ -1,0 +1,99 @@
+"""The S3 file system of everything but the Delta logs, before a server that misbehaves."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from faulty_proxy import FaultyProxy
+from proxy_faults import broken_off, fails, lost_answer, named, to
+
+from ldm_core import patient_s3
+from ldm_core.files import exists, filesystem, read_bytes, write_bytes
+from ldm_core.latents.commit import put_if_absent
+from ldm_core.media.locators import member_uri, read_media
+from ldm_core.patient_s3 import PatientS3
+
+DATA = bytes(range(256)) * 64
+
+
+@pytest.fixture
+def proxy(s3: str, monkeypatch) -> Iterator[FaultyProxy]:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own retries aside
+    with FaultyProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        PatientS3.clear_instance_cache()
+        yield proxy
+    PatientS3.clear_instance_cache()
+
+
+@pytest.fixture
+def uri(s3: str, proxy: FaultyProxy) -> str:
+    write_bytes(f"{s3}/patient/file", DATA)
+    return f"{s3}/patient/file"
+
+
+cut = named("cut", lambda forward: None)
+
+
+@pytest.mark.parametrize("fault", [cut, fails(500), fails(503)])
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD"])
+def test_what_fails_for_a_while_is_repeated(uri, proxy, method, fault):
+    proxy.rule(to(method, "/patient/"), fault, times=2)
+    write_bytes(uri, DATA)
+    assert exists(uri)
+    assert read_media(uri) == DATA
+    assert proxy.counts[fault.__name__] == 2
+
+
+def test_an_answer_that_broke_off_is_asked_for_again(uri, proxy, monkeypatch):
+    proxy.rule(to("GET", "/patient/"), broken_off, times=1)
+    assert read_media(uri) == DATA
+    monkeypatch.setattr(PatientS3, "default_block_size", len(DATA) // 4)
+    PatientS3.clear_instance_cache()
+    proxy.rule(to("GET", "/patient/"), broken_off, times=1)
+    assert read_bytes(uri) == DATA  # a large file: several requests
+    proxy.rule(to("GET", "/patient/"), broken_off, times=1)
+    assert read_media(member_uri(uri, 256, 512)) == DATA[256:768]
+    proxy.rule(to("GET", "/patient/"), broken_off, times=1)
+    fs, path = filesystem(uri)
+    with fs.open(path) as file:
+        assert file.read() == DATA
+    assert proxy.counts["broken_off"] == 4
+
+
+def test_what_will_not_mend_itself_is_told_at_once(s3, uri, proxy):
+    before = proxy.counts["requests"]
+    with pytest.raises(FileNotFoundError):
+        read_bytes(f"{s3}/patient/nothing")
+    assert not exists(f"{s3}/patient/nothing")
+    with pytest.raises(FileNotFoundError):
+        read_bytes("s3://no-such-bucket-of-ours/file")
+    assert proxy.counts["requests"] - before < 10
+
+
+def test_patience_ends_in_an_oserror(uri, proxy, monkeypatch):
+    monkeypatch.setattr(patient_s3, "PATIENCE_S", 0.1)
+    for fault in (cut, fails(503)):
+        proxy.rule(to("GET", "/patient/"), fault)
+        with pytest.raises(OSError, match="S3 did not answer for 0 s"):
+            read_bytes(uri)
+        proxy.forgive()
+    assert read_bytes(uri) == DATA
+
+
+def test_a_conditional_put_without_an_answer_finds_its_own_object(s3, proxy):
+    proxy.rule(to("PUT", "/patient/"), lost_answer, times=1)
+    with pytest.raises(FileExistsError):
+        put_if_absent(f"{s3}/patient/once", DATA)
+    assert read_bytes(f"{s3}/patient/once") == DATA
+
+
+def test_conditional_puts_in_the_words_of_other_servers(s3, proxy):
+    proxy.rule(to("PUT", "/patient/"), fails(412))  # Ceph does not tell which condition
+    with pytest.raises(FileExistsError):
+        put_if_absent(f"{s3}/patient/there", DATA)
+    proxy.forgive()
+    proxy.rule(to("PUT", "/patient/"), fails(409), times=1)  # AWS, of two at the same time
+    put_if_absent(f"{s3}/patient/mine", DATA)
+    assert proxy.counts["409"] == 1
+    assert read_bytes(f"{s3}/patient/mine") == DATA
