@@ -43,17 +43,16 @@ def to(method: str, part: str = "") -> Match:
     return lambda request: request.method.startswith(method) and part in request.path
 
 
-def nth(number: int, match: Match) -> Match:
-    """The number-th request that matches, from 1, and no other."""
+def after(first: Match, match: Match) -> Match:
+    """Requests that match once another has been made."""
     seen: list[Request] = []
 
-    def at(request: Request) -> bool:
-        if not match(request):
-            return False
-        seen.append(request)
-        return len(seen) == number
+    def late(request: Request) -> bool:
+        if first(request):
+            seen.append(request)
+        return bool(seen) and match(request)
 
-    return at
+    return late
 
 
 def lost_answer(forward: Forward) -> None:

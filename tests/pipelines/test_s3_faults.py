@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from faulty_proxy import FaultyProxy
 from picture_folder import picture, write_captions
-from proxy_faults import Forward, before, by_lot, fails, lost_answer, named, slow, to
+from proxy_faults import Forward, Match, after, before, by_lot, fails, lost_answer, named, slow, to
 from store_faults import add_rows, reject
 from tiny_runs import encode_here
 
@@ -32,19 +32,6 @@ from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSe
 GOOD = 10
 BROKEN = ("empty.png", "text.png")
 SERVER = Path(__file__).parents[2] / "infra/local/s3.py"
-
-STEPS = {
-    "the listing": to("GET"),
-    "the lock": to("PUT", "/locks/"),
-    "the tables": to("PUT", "/_delta_log/00000000000000000000.json"),
-    "a picture": to("GET", "/data/003.png"),
-    "a file of latents": to("PUT", "/samples/"),
-    "a commit": to("PUT", "/samples/_delta_log/00000000000000000001.json"),
-    "the log": to("GET", "/rejects/_delta_log/00000000000000000001.json"),
-    "embeddings": to("PUT", "/texts/"),
-    "the version": to("PUT", "/versions/"),
-    "the record": to("PUT", "/record.json"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +91,22 @@ def project(data: str, tracking: str, name: str) -> Recipe:
     )
 
 
+def steps() -> dict[str, Match]:
+    """A request of each thing the stage does."""
+    return {
+        "the listing": to("GET"),
+        "the lock": to("PUT", "/locks/"),
+        "the tables": to("PUT", "/_delta_log/00000000000000000000.json"),
+        "a picture": to("GET", "/data/003.png"),
+        "a file of latents": to("PUT", "/samples/"),
+        "a commit": to("PUT", "/samples/_delta_log/00000000000000000001.json"),
+        "embeddings": to("PUT", "/texts/"),
+        "the version": to("PUT", "/versions/"),
+        "the log": after(to("PUT", "/versions/"), to("GET", "/_delta_log/")),
+        "the record": to("PUT", "/record.json"),
+    }
+
+
 def check(recipe: Recipe, undisturbed: StoreVersion, proxy: FaultyProxy) -> None:
     """One version, of the very content; each file one row; every row sound; the lock given back."""
     proxy.forgive()
@@ -130,7 +133,7 @@ def ids(store: LatentStore, table: str) -> list[str]:
 )
 def test_away_while_it_encodes_and_while_it_commits(recipe, undisturbed, proxy, seconds):
     for step in ("a picture", "a commit", "the log"):
-        proxy.rule(STEPS[step], proxy.gone(seconds), times=1)
+        proxy.rule(steps()[step], proxy.gone(seconds), times=1)
     encode_here(recipe)
     assert proxy.counts["gone"] == 3
     check(recipe, undisturbed, proxy)
@@ -139,10 +142,10 @@ def test_away_while_it_encodes_and_while_it_commits(recipe, undisturbed, proxy, 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [2, 20])
 def test_away_at_every_step(recipe, undisturbed, proxy, seconds):
-    for match in STEPS.values():
+    for match in steps().values():
         proxy.rule(match, proxy.gone(seconds), times=1)
     encode_here(recipe)
-    assert proxy.counts["gone"] == len(STEPS)
+    assert proxy.counts["gone"] == len(steps())
     check(recipe, undisturbed, proxy)
 
 
@@ -208,9 +211,9 @@ def test_a_gateway_killed_and_started_again(recipe, undisturbed, proxy):
         restart()
 
     starts: list[subprocess.Popen] = []
-    proxy.rule(STEPS["a file of latents"], before(restart, "killed before"), times=1)
-    proxy.rule(STEPS["a commit"], named("killed after", kill_after), times=1)
-    proxy.rule(STEPS["the version"], before(restart, "killed before"), times=1)
+    proxy.rule(steps()["a file of latents"], before(restart, "killed before"), times=1)
+    proxy.rule(steps()["a commit"], named("killed after", kill_after), times=1)
+    proxy.rule(steps()["the version"], before(restart, "killed before"), times=1)
     encode_here(recipe)
     assert proxy.counts["killed before"] == 2
     assert proxy.counts["killed after"] == 1
