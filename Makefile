@@ -22,7 +22,7 @@ test-slow: setup  ## minutes, not seconds
 	$(BIN)/python -m pytest -m slow
 
 test-s3: setup  ## what reads and writes buckets, on a real S3 server: Ceph's, from Debian's packages
-	OMP_NUM_THREADS=1 infra/local/s3.py run $(BIN)/python -m pytest -m "not slow" -k "s3 or bucket"
+	OMP_NUM_THREADS=1 infra/local/s3.py run $(BIN)/python -m pytest -k "s3 or bucket"
 
 bench-samplers: setup  ## solvers beside diffusers' and k-diffusion's: evaluations against error
 	$(BIN)/pip install --quiet --no-deps k-diffusion==0.1.1.post1 torchsde trampoline torchdiffeq

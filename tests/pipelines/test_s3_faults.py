@@ -140,7 +140,7 @@ def test_away_while_it_encodes_and_while_it_commits(recipe, undisturbed, proxy, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [2, 20])
+@pytest.mark.parametrize("seconds", [2, 10])
 def test_away_at_every_step(recipe, undisturbed, proxy, seconds):
     for match in steps().values():
         proxy.rule(match, proxy.gone(seconds), times=1)
