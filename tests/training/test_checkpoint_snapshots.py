@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldm_core.errors import UserError
+from ldm_core.training.checkpoint_retention import Retention
+from ldm_core.training.checkpoint_snapshots import average_of_length, snapshot
+from ldm_core.training.checkpoints import Checkpoints
+from ldm_core.training.power_ema import PowerEma
+
+WIDTHS = {"0.05": 0.05, "0.10": 0.10}
+
+
+def walk(root: str, every: int = 16) -> tuple[nn.Linear, PowerEma]:
+    """A random walk of weights; returns the average of width .075 that was kept on the way."""
+    torch.manual_seed(0)
+    network = nn.Linear(20, 5).double()
+    kept = {name: PowerEma(network, std) for name, std in WIDTHS.items()}
+    wanted = PowerEma(network, 0.075)
+    snapshots = Checkpoints(root, {}, retention=Retention(None))
+    for step in range(1, 129):
+        for weight in network.parameters():
+            weight.data += 0.1 * torch.randn_like(weight)
+        for average in (*kept.values(), wanted):
+            average.update(network)
+        if step % every == 0:
+            snapshots.save(step, *snapshot(kept))
+    snapshots.wait()
+    return network, wanted
+
+
+def test_the_average_that_was_not_kept(tmp_path):
+    network, wanted = walk(str(tmp_path))
+    found = average_of_length(str(tmp_path), 0.075)
+    moved = (wanted.shadow["weight"] - network.weight).norm()
+    assert (found["weight"] - wanted.shadow["weight"]).norm() < 0.02 * moved
+
+
+def test_a_damaged_snapshot_is_left_out_and_named(tmp_path):
+    walk(str(tmp_path), every=32)
+    [folder] = Path(tmp_path).glob("step-000000064.*")
+    next(folder.glob("part-*")).write_bytes(b"")
+    told: list[str] = []
+    average_of_length(str(tmp_path), 0.075, told.append)
+    assert [str(folder) in line for line in told] == [True]
+
+
+def test_none_at_all(tmp_path):
+    with pytest.raises(UserError, match="no snapshots at"):
+        average_of_length(str(tmp_path), 0.075)
