@@ -7,7 +7,7 @@ Shapes: N samples, B batch, C h w latent, L tokens of width D, P pooled width, T
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -67,16 +67,34 @@ class LatentBatch:
     """What a training step reads.
 
     Attributes:
-        latents: (B, C, h, w) float32, drawn from the posterior and normalised per channel.
+        latents: (B, C, h, w) or (B, C, T, h, w) float32, drawn from the posterior and normalised
+            per channel.
         condition: the chosen captions' embeddings, padded to the longest among them.
         ids: (B,) int64, the key of each sample's randomness.
         captions: the chosen captions.
+        bucket: "HxWxT" of all of them, where the reader has several.
+        epoch: of all of them, where a batch has one.
     """
 
     latents: Tensor
     condition: TextCondition
     ids: Tensor
     captions: list[str]
+    bucket: str = ""
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pin_memory(self) -> "LatentBatch":
+        """The same in page-locked memory, from where a GPU fetches it while it computes."""
+        condition = replace(
+            self.condition,
+            tokens=self.condition.tokens.pin_memory(),
+            mask=self.condition.mask.pin_memory(),
+            pooled=self.condition.pooled.pin_memory(),
+        )
+        return replace(self, latents=self.latents.pin_memory(), condition=condition)
 
 
 class LatentReader:

@@ -1,0 +1,90 @@
+"""Latent stores of several buckets and row groups, written without Ray or encoders."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from small_store import AUTOENCODER, CLIP, T5, sample_row, text_rows
+
+from ldm_core.latents.describe import describe
+from ldm_core.latents.manifest import LatentStatistics
+from ldm_core.latents.schema import SAMPLES, TEXTS
+from ldm_core.latents.store import LatentStore, StoreVersion
+
+STATISTICS = LatentStatistics(mean=(0.25, -0.5), std=(2.0, 0.5))
+SQUARE, WIDE, CLIP_OF_5 = "4x4x1", "2x6x1", "4x4x5"
+SHAPES: dict[str, tuple[int, ...]] = {
+    SQUARE: (2, 4, 4),
+    WIDE: (2, 2, 6),
+    CLIP_OF_5: (2, 2, 4, 4),
+    "8x8x1": (4, 8, 8),
+    "32x32x1": (4, 32, 32),
+}
+
+
+def bucket_store(
+    uri: str | Path,
+    counts: Mapping[str, int],
+    group: int = 8,
+    prefix: str = "",
+    logvar: float = -1.0,
+    captions: Sequence[str] = ("a dog", "a red cat", "cat"),
+    statistics: LatentStatistics | None = STATISTICS,
+    texts_of: int = 1000,
+    shapes: Mapping[str, tuple[int, ...]] = SHAPES,
+) -> StoreVersion:
+    """Publish random latents.
+
+    Args:
+        uri: of the store.
+        counts: samples of each bucket.
+        group: rows of a file, which is one row group.
+        prefix: of the ids, which are 4x4x1-0000 and so on.
+        logvar: of all of them.
+        captions: sample i has the i-th and the next, of equal weights.
+        statistics: None measures them.
+        texts_of: rows of a file of texts.
+        shapes: of each bucket's latents.
+    """
+    store = LatentStore(str(uri))
+    store.create()
+    noise = np.random.default_rng(0)
+    for bucket, count in counts.items():
+        rows = [
+            _row(f"{prefix}{bucket}-{k:04d}", bucket, shapes[bucket], noise, logvar, captions, k)
+            for k in range(count)
+        ]
+        for start in range(0, count, group):
+            add(store, "samples", rows[start : start + group], f"{bucket}-{start}")
+    told = [row for text in sorted({*captions, ""}) for row in text_rows(text)]
+    for start in range(0, len(told), texts_of):
+        add(store, "texts", told[start : start + texts_of], f"texts-{start}")
+    return publish(store, statistics)
+
+
+def add(store: LatentStore, table: str, rows: list[dict[str, object]], shard: str) -> None:
+    schema = {"samples": SAMPLES, "texts": TEXTS}[table]
+    part = store.write_part(table, pa.Table.from_pylist(rows, schema=schema), shard)
+    store.commit(table, [part], shard)
+
+
+def publish(store: LatentStore, statistics: LatentStatistics | None = STATISTICS) -> StoreVersion:
+    store.publish(describe(store, AUTOENCODER, (T5, CLIP), 128, 1, statistics))
+    return store.open_version()
+
+
+def _row(
+    id: str,
+    bucket: str,
+    shape: tuple[int, ...],
+    noise: np.random.Generator,
+    logvar: float,
+    captions: Sequence[str],
+    k: int,
+) -> dict[str, object]:
+    mean = torch.from_numpy(noise.normal(size=shape)).float()
+    told = [captions[(k + j) % len(captions)] for j in range(min(2, len(captions)))]
+    row = sample_row(id, mean, torch.full(shape, logvar), tuple(told))
+    return row | {"bucket": bucket}

@@ -1,0 +1,347 @@
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from bucket_store import CLIP_OF_5, SQUARE, STATISTICS, WIDE, bucket_store, publish
+from store_texts import in_eight_bits
+
+from ldm_core.errors import UserError
+from ldm_core.latents.compact import compact
+from ldm_core.latents.manifest import LatentStatistics
+from ldm_core.latents.reader import LatentBatch, LatentReader, sample_key
+from ldm_core.latents.schema import decode_array
+from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.media.buckets import Bucket
+from ldm_core.reading.index import index_store
+from ldm_core.reading.stream import StreamReader
+
+COUNTS = {SQUARE: 61, WIDE: 29, CLIP_OF_5: 7}
+TOTAL = sum(COUNTS.values())
+Batches = list[list[LatentBatch]]
+
+
+def tokens(bucket: str) -> int:
+    """Patches of 1 x 1 x 1 of the latents in `bucket_store`, whose clips are halved in time."""
+    size = Bucket.parse(bucket)
+    return size.height * size.width * (2 if size.frames > 1 else 1)
+
+
+def reader_of(*versions: StoreVersion, **options) -> StreamReader:
+    settings = {"seed": 0, "lanes": 4, "budget": 64, "tokens": tokens, "window_bytes": 5000}
+    indexes = [index_store(version) for version in versions]
+    return StreamReader(indexes, **(settings | options))
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory) -> StoreVersion:
+    return bucket_store(tmp_path_factory.mktemp("store") / "s", COUNTS)
+
+
+@pytest.fixture(scope="module")
+def reader(version) -> StreamReader:
+    return reader_of(version)
+
+
+def flat(nested: list[list[str]]) -> list[str]:
+    return [id for ids in nested for id in ids]
+
+
+def epoch_ids(reader: StreamReader, epoch: int) -> list[str]:
+    """As they are read."""
+    names = {sample_key(id): id for version in reader.indexes for id in ids_of(version.uri)}
+    return [
+        names[key]
+        for step in reader.order.steps(epoch)
+        for batch in reader.batches(step, epoch=epoch)
+        for key in batch.ids.tolist()
+    ]
+
+
+def ids_of(uri: str) -> list[str]:
+    return LatentStore(uri).open_version().table("samples", ["id"])["id"].to_pylist()
+
+
+def same(one: LatentBatch, other: LatentBatch) -> bool:
+    tensors = [
+        (b.latents, b.ids, b.condition.tokens, b.condition.mask, b.condition.pooled)
+        for b in (one, other)
+    ]
+    told = [(b.captions, b.bucket, b.epoch) for b in (one, other)]
+    return told[0] == told[1] and all(map(torch.equal, *tensors))
+
+
+class TestOrder:
+    @pytest.mark.parametrize("world", [1, 2, 3, 4])
+    def test_a_step_has_the_same_samples_for_any_number_of_workers(self, version, reader, world):
+        ranks = [reader_of(version) for _ in range(world)]
+        for step in range(30):
+            alone = reader.batches(step)
+            shares = [ranks[rank].batches(step, rank, world) for rank in range(world)]
+            for lane, batch in enumerate(alone):
+                assert same(shares[lane % world][lane // world], batch)
+            assert [batch.ids.tolist() for batch in alone] == [
+                [sample_key(id) for id in ids] for ids in reader.samples_at(step)
+            ]
+
+    @pytest.mark.parametrize("step", [0, 1, 7, 8, 9, 25])
+    def test_a_restart_at_any_step_goes_on_where_it_was(self, version, reader, step):
+        again = reader_of(version)
+        for k in range(step, step + 5):
+            assert all(map(same, again.batches(k), reader.batches(k)))
+
+    def test_every_sample_comes_once_an_epoch(self, version, reader):
+        expected = sorted(version.table("samples")["id"].to_pylist())
+        for epoch in range(4):
+            assert sorted(epoch_ids(reader, epoch)) == expected
+        assert all(each.holds for each in reader.account(range(3)))
+        assert all(each.holds for each in reader.account(range(2, 3)))
+
+    def test_steps_are_full_and_batches_within_the_budget(self, reader):
+        sizes = {SQUARE: 4, WIDE: 5, CLIP_OF_5: 2}
+        small = Counter()
+        for step in range(reader.order.steps(3).stop):
+            batches = reader.batches(step)
+            assert len(batches) == 4
+            assert sum(map(len, batches)) == reader.count_at(step)
+            for batch in batches:
+                assert tuple(batch.latents.shape[1:]) == reader.shapes[batch.bucket]
+                if len(batch) < sizes[batch.bucket]:
+                    small[batch.epoch, batch.bucket] += 1
+                assert len(batch) <= sizes[batch.bucket]
+        assert set(small.values()) == {1}  # the last of an epoch's bucket
+
+    def test_a_sample_beyond_the_budget_is_alone(self, version):
+        reader = reader_of(version, budget=1)
+        assert {len(batch) for step in range(9) for batch in reader.batches(step)} == {1}
+
+    def test_epochs_seeds_and_lanes_have_orders_of_their_own(self, version):
+        def order(**options) -> list[str]:
+            reader = reader_of(version, **options)
+            return [id for step in range(12) for id in flat(reader.samples_at(step))]
+
+        told = [order(), order(seed=1), order(lanes=3), order(budget=32)]
+        assert told[0] == order()
+        assert all(one != other for k, one in enumerate(told) for other in told[:k])
+        reader = reader_of(version)
+        assert epoch_ids(reader, 0) != epoch_ids(reader, 1)
+        digests = [reader_of(version, **{"seed": s}).digest for s in (0, 0, 1)]
+        assert digests[0] == digests[1] != digests[2]
+
+    def test_the_position_of_a_step(self, reader):
+        batches = 16 + 6 + 4
+        assert reader.order.position(0) == (0, 0.0)
+        assert reader.order.position(3) == (0, 12 / batches)
+        assert reader.order.position(batches) == (4, 0.0)
+        assert reader.order.steps(0) == range(7)
+        assert reader.order.steps(1) == range(6, 13)
+        assert reader.order.samples(5) == TOTAL
+
+    def test_files_names_do_not_matter(self, version, tmp_path):
+        again = reader_of(bucket_store(tmp_path, COUNTS))
+        assert again.digest == reader_of(version).digest
+        assert [again.samples_at(s) for s in range(9)] == [
+            reader_of(version).samples_at(s) for s in range(9)
+        ]
+
+    def test_row_groups_of_several_buckets(self, tmp_path):
+        store = bucket_store(tmp_path, COUNTS).store
+        compact(store, "samples", 2**20)
+        compact(store, "texts", 2**20)
+        reader = reader_of(publish(store), window_bytes=10**9)
+        assert sorted(epoch_ids(reader, 1)) == sorted(ids_of(store.uri))
+        assert all(each.holds for each in reader.account(range(2)))
+
+
+class TestShuffle:
+    def order(self, version: StoreVersion, window_bytes: int, lanes: int = 1) -> np.ndarray:
+        """Places in the files of the samples in the order of an epoch."""
+        reader = reader_of(version, window_bytes=window_bytes, lanes=lanes)
+        ids = [id for step in reader.order.steps(0) for id in flat(reader.samples_at(step))]
+        return np.array([int(id[-4:]) for id in ids[:480]])
+
+    @pytest.fixture(scope="class")
+    def long(self, tmp_path_factory) -> StoreVersion:
+        return bucket_store(tmp_path_factory.mktemp("long"), {SQUARE: 480})
+
+    @pytest.mark.parametrize(("window", "lanes"), [(10**9, 1), (20000, 1), (10000, 4)])
+    def test_neighbours_in_a_file_are_rarely_neighbours_in_the_order(self, long, window, lanes):
+        order = self.order(long, window, lanes)
+        assert sorted(order.tolist()) == list(range(480))
+        reader = reader_of(long, window_bytes=window, lanes=lanes)
+        mean = 480 / lanes / len(reader.order.windows(0, SQUARE, 0))  # samples of a window
+        assert (np.abs(np.diff(order)) == 1).mean() < 4 / mean  # 2 / mean, if it is random
+
+    def test_places_do_not_follow_the_files(self, long):
+        order = self.order(long, 8000)
+        assert abs(np.corrcoef(np.arange(480), order)[0, 1]) < 0.2  # 4.4 standard errors
+
+
+class TestValues:
+    """Against the reader that holds a whole store, which is proved by itself."""
+
+    @pytest.fixture(scope="class")
+    def square(self, tmp_path_factory) -> StoreVersion:
+        return bucket_store(tmp_path_factory.mktemp("square"), {SQUARE: 50})
+
+    @pytest.mark.parametrize("epoch", [0, 3])
+    def test_a_sample_is_what_the_whole_store_reader_makes_of_it(self, square, epoch):
+        stream, whole = reader_of(square, seed=5), LatentReader(square)
+        place = {int(key): k for k, key in enumerate(whole.keys)}
+        for step in stream.order.steps(epoch):
+            for batch in stream.batches(step, epoch=epoch):
+                rows = np.array([place[key] for key in batch.ids.tolist()])
+                other = whole.batch(rows, np.full(len(rows), epoch), seed=5)
+                assert torch.equal(batch.latents, other.latents)
+                assert batch.captions == other.captions
+                for name in ("tokens", "mask", "pooled"):
+                    one, two = (getattr(each.condition, name) for each in (batch, other))
+                    assert torch.equal(one, two)
+
+    def test_the_second_pass_of_an_epoch_has_draws_of_its_own(self, square):
+        twice, once = reader_of(square, weights=[2]), reader_of(square)
+
+        def latents(reader: StreamReader, epoch: int) -> dict[int, set[bytes]]:
+            found: dict[int, set[bytes]] = {}
+            for step in reader.order.steps(epoch):
+                for batch in reader.batches(step, epoch=epoch):
+                    for key, latent in zip(batch.ids.tolist(), batch.latents, strict=True):
+                        found.setdefault(key, set()).add(latent.numpy().tobytes())
+            return found
+
+        both, first, second = latents(twice, 0), latents(once, 0), latents(once, 1)
+        for key, seen in both.items():
+            assert seen == first[key] | second[key]
+            assert len(seen) == 2
+
+    def test_without_spread_they_are_the_stored_means_normalised(self, tmp_path):
+        version = bucket_store(tmp_path, COUNTS, logvar=-60.0)
+        reader = reader_of(version)
+        stored = {
+            sample_key(row["id"]): decode_array(row["latent_mean"], row["latent_shape"])
+            for row in version.table("samples").to_pylist()
+        }
+        for step in range(12):
+            for batch in reader.batches(step):
+                channel = (1, -1) + (1,) * (batch.latents.ndim - 2)
+                mean = torch.tensor(STATISTICS.mean).view(channel)
+                std = torch.tensor(STATISTICS.std).view(channel)
+                raw = np.stack([stored[key] for key in batch.ids.tolist()]).astype(np.float32)
+                assert torch.equal(batch.latents, (torch.from_numpy(raw) - mean) / std)
+
+    def test_a_clip_draws_as_a_picture_does(self, reader):
+        for step in reader.order.steps(0):
+            for batch in reader.batches(step):
+                if batch.bucket == CLIP_OF_5:
+                    assert batch.latents.shape[1:] == (2, 2, 4, 4)
+                    assert abs(batch.latents).max() < 20
+
+    def test_the_null_condition_and_the_widths(self, reader):
+        null = reader.null_condition()
+        assert (len(null), null.mask.tolist()) == (1, [[True]])
+        assert null.tokens.abs().sum() == null.pooled.abs().sum() == 0
+        assert (reader.token_width, reader.pooled_width) == (5, 3)
+
+    def test_first_is_always_the_same(self, version):
+        one, other = reader_of(version).first(4), reader_of(version, lanes=2, budget=32).first(4)
+        assert same(one, other)
+        assert (len(one), one.bucket) == (4, WIDE)
+        assert len(reader_of(version).first(1000)) == 8
+
+    def test_texts_in_eight_bits(self, tmp_path):
+        version = in_eight_bits(bucket_store(tmp_path, {SQUARE: 30}, texts_of=3))
+        stream, whole = reader_of(version), LatentReader(version)
+        place = {int(key): k for k, key in enumerate(whole.keys)}
+        for batch in stream.batches(2):
+            rows = np.array([place[key] for key in batch.ids.tolist()])
+            other = whole.batch(rows, np.full(len(rows), batch.epoch), seed=0)
+            assert torch.equal(batch.condition.tokens, other.condition.tokens)
+
+
+class TestMixtures:
+    @pytest.fixture(scope="class")
+    def both(self, tmp_path_factory) -> tuple[StoreVersion, StoreVersion]:
+        root = tmp_path_factory.mktemp("both")
+        other = LatentStatistics(mean=(0.75, 0.5), std=(1.0, 1.0))
+        one = bucket_store(root / "one", {SQUARE: 40, WIDE: 12}, prefix="one/")
+        two = bucket_store(
+            root / "two", {SQUARE: 24, CLIP_OF_5: 5}, prefix="two/", statistics=other
+        )
+        return one, two
+
+    @pytest.mark.parametrize("weights", [(1, 1), (1, 2), (2, 0.5), (Fraction(1, 3), 1)])
+    def test_each_store_is_gone_through_as_often_as_its_weight_says(self, both, weights):
+        reader = reader_of(*both, weights=weights)
+        counts: Counter[str] = Counter()
+        for epoch in range(6):
+            counts.update(epoch_ids(reader, epoch))
+            assert all(each.holds for each in reader.account(range(epoch, epoch + 1)))
+        assert all(each.holds for each in reader.account(range(6)))
+        for prefix, weight in zip(("one/", "two/"), weights, strict=True):
+            seen = {count for id, count in counts.items() if id.startswith(prefix)}
+            assert seen == {6 * weight}  # whole passes, all of them
+
+    def test_workers_and_restarts_do_not_matter_either(self, both):
+        reader, again = (reader_of(*both, weights=(2, 0.5)) for _ in range(2))
+        for step in (0, 13, 40):
+            pair = [again.batches(step, rank, 2) for rank in range(2)]
+            for lane, batch in enumerate(reader.batches(step)):
+                assert same(pair[lane % 2][lane // 2], batch)
+
+    def test_the_latents_are_normalised_by_the_statistics_of_the_mixture(self, both):
+        reader = reader_of(*both, weights=(1, 2))
+        shares = np.array([52, 58]) / 110
+        means = np.array([STATISTICS.mean, (0.75, 0.5)])
+        second = np.array([np.square(STATISTICS.std), (1.0, 1.0)]) + means**2
+        mean = shares @ means
+        np.testing.assert_allclose(reader.statistics.mean, mean)
+        np.testing.assert_allclose(reader.statistics.std, np.sqrt(shares @ second - mean**2))
+        assert reader_of(*both, statistics=STATISTICS).statistics == STATISTICS
+        assert reader_of(both[0]).statistics == STATISTICS
+
+    def test_the_account_notices_what_is_missing(self, both):
+        (one, _) = reader_of(*both).account(range(1))
+        one.seen[3] = 0
+        assert not one.holds
+        one.seen[4] = 2
+        assert not one.holds
+
+
+class TestRefusals:
+    def refused(self, match: str, make: Callable[[], object]) -> None:
+        with pytest.raises(UserError, match=match):
+            make()
+
+    def test_settings_out_of_range(self, version):
+        for match, options in {
+            "0 lanes": {"lanes": 0},
+            "budget of 0": {"budget": 0},
+            "window_bytes": {"window_bytes": 0},
+            "weights": {"weights": [0]},
+            "tokens": {"tokens": lambda _: 0},
+        }.items():
+            self.refused(match, lambda options=options: reader_of(version, **options))
+
+    def test_more_workers_than_lanes(self, reader):
+        self.refused("worker 0 of 5 at 4 lanes", lambda: reader.batches(0, 0, 5))
+
+    def test_stores_of_other_encoders(self, version, tmp_path):
+        other = bucket_store(tmp_path, {SQUARE: 3})
+        entry = other.manifest.autoencoder.model_copy(update={"digest": "another"})
+        texts = (
+            other.manifest.texts[0].model_copy(update={"digest": "x"}),
+            other.manifest.texts[1],
+        )
+        for match, update in {
+            "autoencoder, a and another": {"autoencoder": entry},
+            "text encoders": {"texts": texts},
+        }.items():
+            number = other.store.publish(other.manifest.model_copy(update=update))
+            wrong = other.store.open_version(number)
+            self.refused(match, lambda wrong=wrong: reader_of(version, wrong, weights=(1, 1)))
+
+    def test_a_store_named_twice_and_none(self, version):
+        self.refused("twice", lambda: reader_of(version, version))
+        self.refused("no store", reader_of)
