@@ -1,11 +1,17 @@
-"""AdamW and Muon side by side, one learning rate, and the schedule both follow."""
+"""AdamW, alone or with Muon beside it, under one learning rate."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ldm_core.training.muon_shares import of_shards, of_whole
+from ldm_core.training.schedules import warmup_then_decay as warmup_then_decay
+from ldm_core.training.shards import local, shard_group
 
 
 class Muon(torch.optim.Optimizer):
@@ -14,16 +20,18 @@ class Muon(torch.optim.Optimizer):
     As `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, with three differences: the
     Newton-Schulz iteration runs in the dtype the caller chooses (torch's is always bfloat16, which
     on a CPU without bf16 units is several times slower than float32), convolution kernels count as
-    matrices of (out, in x height x width), and workers share the iteration's work.
+    matrices of (out, in x height x width), and workers share the iteration's work, also where each
+    of them holds rows of every matrix (FSDP2, HSDP): momentum is then as sharded as the weights.
 
     Args:
-        params: matrices and kernels.
+        params: matrices and kernels, all of them whole or all of them sharded.
         lr: of AdamW; the update is scaled to AdamW's usual RMS of 0.2 (Liu et al. 2025, Eq. 4).
         momentum: Nesterov momentum.
         weight_decay: decoupled.
         dtype: of the orthogonalisation.
         rank, world: with gradients already averaged over `world` workers of the default process
-            group, each orthogonalises a share of the matrices and they exchange the results.
+            group, each orthogonalises a share of the matrices and they exchange the results. Shards
+            know their workers themselves.
     """
 
     def __init__(
@@ -44,36 +52,33 @@ class Muon(torch.optim.Optimizer):
         """Update every weight; all of them have a gradient."""
         for group in self.param_groups:
             weights: list[Tensor] = group["params"]
-            for weight, update in zip(weights, self._updates(group), strict=True):
-                scale = 0.2 * math.sqrt(max(weight.flatten(1).shape))
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * scale)
+            ahead = [self._ahead(weight, group["momentum"]) for weight in weights]
+            for weight, update in zip(weights, self._orthogonal(weights, ahead), strict=True):
+                scale = 0.2 * math.sqrt(max(_matrix_shape(weight)))
+                held = local(weight)
+                held.mul_(1 - group["lr"] * group["weight_decay"])
+                held.add_(update.view(held.shape), alpha=-group["lr"] * scale)
 
-    def _updates(self, group: dict[str, Any]) -> list[Tensor]:
-        weights: list[Tensor] = group["params"]
-        flat = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
-        updates = [
-            part.view(weight.shape)
-            for part, weight in zip(flat.split([w.numel() for w in weights]), weights, strict=True)
-        ]
-        mine = self._share(weights)
-        for index, (weight, update) in enumerate(zip(weights, updates, strict=True)):
-            assert weight.grad is not None, "Muon expects a gradient for every weight"
-            state = self.state[weight]
-            if not state:
-                state["momentum"] = torch.zeros_like(weight)
-            momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-            if index in mine:
-                ahead = weight.grad.lerp(momentum, group["momentum"]).flatten(1)
-                update.copy_(orthogonalise(ahead, self.dtype).view(weight.shape))
-        if self.world > 1:
-            torch.distributed.all_reduce(flat)  # a sum with zeros: each had its own share
-        return updates
+    def _ahead(self, weight: Tensor, share: float) -> Tensor:
+        """The Nesterov momentum of what is held of a weight, as a matrix."""
+        assert weight.grad is not None, "Muon expects a gradient for every weight"
+        state, gradient = self.state[weight], local(weight.grad)
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        momentum = local(state["momentum"]).lerp_(gradient, 1 - share)
+        return gradient.lerp(momentum, share).flatten(1)
 
-    def _share(self, weights: list[Tensor]) -> set[int]:
-        """Which weights this worker orthogonalises: dealt out from the largest to the smallest."""
-        largest_first = sorted(range(len(weights)), key=lambda i: weights[i].numel(), reverse=True)
-        return set(largest_first[self.rank :: self.world])
+    def _orthogonal(self, weights: list[Tensor], ahead: list[Tensor]) -> list[Tensor]:
+        work = partial(orthogonalise, dtype=self.dtype)
+        first = weights[0]
+        if isinstance(first, DTensor):
+            rows = [weight.shape[0] for weight in weights]
+            return of_shards(ahead, rows, work, shard_group(first))
+        return of_whole(ahead, work, self.rank, self.world)
+
+
+def _matrix_shape(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight.numel() // weight.shape[0]
 
 
 def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
@@ -133,10 +138,6 @@ def muon_and_adamw(
     """Muon on `matrices`, AdamW on the network's other parameters (decay on matrices only)."""
     chosen = {id(weight): weight for weight in matrices}
     rest = [weight for weight in network.parameters() if id(weight) not in chosen]
-    groups = [
-        {"params": [w for w in rest if w.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [w for w in rest if w.ndim < 2], "weight_decay": 0.0},
-    ]
     muon = Muon(
         chosen.values(),
         learning_rate,
@@ -145,14 +146,27 @@ def muon_and_adamw(
         rank=rank,
         world=world,
     )
-    return Optimizers(
-        muon, torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-    )
+    return Optimizers(muon, _adamw(rest, learning_rate, weight_decay))
+
+
+def adamw(network: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> Optimizers:
+    """AdamW on all of the network's parameters (decay on matrices only)."""
+    return Optimizers(_adamw(list(network.parameters()), learning_rate, weight_decay))
+
+
+def _adamw(weights: Sequence[Tensor], learning_rate: float, decay: float) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": decay},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def hidden_matrices(*blocks: nn.Module) -> list[Tensor]:
     """The matrices of attention and MLP in a transformer's lists of blocks: what Muon is meant for.
 
+    Those of queries, keys and values are one matrix (3 D, D), and so orthogonalised as one, like
+    the two of a SwiGLU. Of a sharded network, ask after it was sharded: its weights are others.
     Modulation stays with AdamW, like embeddings and the final layer outside the blocks: their
     inputs are not a hidden layer's activations.
     """
@@ -164,10 +178,3 @@ def hidden_kernels(network: nn.Module, least: int = 8) -> list[Tensor]:
     """Convolution kernels between hidden layers: at least `least` channels on either side."""
     kernels = [w for w in network.parameters() if w.ndim == 4]
     return [w for w in kernels if w.shape[0] >= least and w.shape[1] >= least]
-
-
-def warmup_then_decay(step: int, steps: int, warmup: int, decay_fraction: float) -> float:
-    """Multiplier of a trapezoid: up over `warmup` steps, flat, down over the last fraction."""
-    up = min(1.0, (step + 1) / max(warmup, 1))
-    down = min(1.0, (steps - step) / max(decay_fraction * steps, 1.0))
-    return min(up, down)
