@@ -3,11 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from ldm_core.training.shards import local
+
 
 class Ema:
     """Averages parameters with decay min(decay, (1 + k) / (10 + k)) at step k.
 
     The warm-up lets the average forget the initial weights, which a long memory would drag along.
+    Of a sharded network each worker averages what it holds: make it after sharding.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -38,7 +41,7 @@ def move_towards(shadow: dict[str, Tensor], network: nn.Module, share: float) ->
     current = network.state_dict()
     averaged = [name for name, value in shadow.items() if value.is_floating_point()]
     torch._foreach_lerp_(
-        [shadow[name] for name in averaged],
-        [current[name].detach() for name in averaged],
+        [local(shadow[name]) for name in averaged],
+        [local(current[name].detach()) for name in averaged],
         share,
     )

@@ -111,3 +111,27 @@ def combine_snapshots(snapshots: list[dict[str, Tensor]], shares: Tensor) -> dic
                 total.add_(snapshot[name], alpha=share)
             combined[name] = total.to(value.dtype)
     return combined
+
+
+def average_of_width(
+    snapshots: list[dict[str, Tensor]],
+    updates: list[int],
+    widths: list[float],
+    time: int,
+    std: float,
+) -> dict[str, Tensor]:
+    """The weights averaged with any profile, from snapshots of others or from shards of them.
+
+    Args:
+        snapshots: copies of `PowerEma.state_dict()`, the last one in the order of time last.
+        updates: after which each was taken.
+        widths: `std` of the average each was taken of.
+        time: updates after which the average is wanted.
+        std: width of the wanted profile, best between those there are.
+
+    Raises:
+        ValueError: the time is after the last snapshot, or an impossible width.
+    """
+    exponents = torch.tensor([power_exponent(width) for width in widths])
+    shares = snapshot_shares(torch.tensor(updates), exponents, time, power_exponent(std))
+    return combine_snapshots(snapshots, shares)
