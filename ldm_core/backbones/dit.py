@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from ldm_core.backbones.context import ALONE, Context
 from ldm_core.backbones.embeddings import (
     Grid,
     RotaryTable,
@@ -140,7 +141,13 @@ class TextBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """(x_t, t, caption) -> the raw prediction, of the latent's shape; zero at initialisation."""
+    """(x_t, t, caption) -> the raw prediction, of the latent's shape; zero at initialisation.
+
+    Attributes:
+        context: the workers that the image tokens are dealt out to, if any.
+    """
+
+    context: Context = ALONE
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -174,6 +181,20 @@ class DiT(nn.Module):
             closed.append(self.interval_embedding.out)
         initialise_linears(self, closed)
 
+    def spread_tokens(self, context: Context) -> None:
+        """Deal the image tokens out to workers that are given the same inputs from now on.
+
+        Every one of them returns the whole prediction; see `Context` about its gradients.
+
+        Raises:
+            UserError: the heads do not divide.
+        """
+        context.check_heads(self.config.heads)
+        self.context = context
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.context = block.neighbours.context = context
+
     def forward(
         self, x_t: Tensor, t: Tensor, cond: TextCondition, r: Tensor | None = None
     ) -> Tensor:
@@ -196,15 +217,17 @@ class DiT(nn.Module):
         check_channels(x_t, self.patch_embedding, p)
         text = self._refine(cond)  # (B, L, D)
         patches, grid = patchify(x_t, p)  # (B, N, C p^2); (T, h, w)
-        table = self._rotary(grid, x_t.device)
-        x = self.patch_embedding(patches) + self._places(grid, patches)
+        mask = visible_keys(F.pad(cond.mask, (0, patches.shape[1]), value=True), x_t.dtype)
+        share = self.context.share  # from here on N is this worker's, but for the mask
+        cosines, sines = self._rotary(grid, x_t.device)
+        table = share(cosines, 0), share(sines, 0)
+        x = self.patch_embedding(share(patches, 1)) + share(self._places(grid, patches), 0)
         condition = F.silu(self._condition(t, r, cond))[:, None]  # (B, 1, D)
-        mask = visible_keys(F.pad(cond.mask, (0, x.shape[1]), value=True), x_t.dtype)
         for block in self.blocks:
             x = block(x, grid, condition, table, text, mask)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
         patches = self.final(self.final_norm(x) * (1 + scale) + shift)
-        return unpatchify(patches, grid, p, x_t.ndim == 5)
+        return unpatchify(self.context.whole(patches, 1), grid, p, x_t.ndim == 5)
 
     def _rotary(self, grid: Grid, device: torch.device) -> RotaryTable:
         """What turns queries and keys, N rows."""

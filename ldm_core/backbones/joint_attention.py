@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_core.backbones.context import ALONE, Context
 from ldm_core.backbones.layers import MLP, modulate
 
 Turn = tuple[Tensor, Tensor]
@@ -46,11 +47,21 @@ def heads_of(qkv: Tensor, heads: int, scale: Tensor | None) -> tuple[Tensor, Ten
     return qk, v.squeeze(2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """(B, M, H, K) each, `mask` added to the logits (B, 1, 1, M) -> (B, M, D)."""
-    q, k, v = (part.transpose(1, 2) for part in (q.to(v.dtype), k.to(v.dtype), v))
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, context: Context = ALONE, text: int = 0
+) -> Tensor:
+    """(B, M, H, K) each, `mask` added to the logits (B, 1, 1, M) -> (B, M, D).
+
+    In a context, all workers hold the first `text` keys, and each its share of the others; the
+    queries may lack those of the text. The mask is about all tokens.
+    """
+    read = text - (k.shape[1] - q.shape[1])  # queries of the text
+    q, k, v = (
+        context.to_heads(part.to(v.dtype), common).transpose(1, 2)
+        for part, common in ((q, read), (k, text), (v, text))
+    )
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return y.transpose(1, 2).flatten(2)
+    return context.to_tokens(y.transpose(1, 2), read).flatten(2)
 
 
 class Stream(nn.Module):
@@ -80,6 +91,7 @@ class JointBlock(nn.Module):
     """Image and text attend to both and each passes an MLP of its own."""
 
     joint = True  # passes (image, text) on
+    context: Context = ALONE  # the workers that the image tokens are dealt out to
 
     def __init__(self, width: int, heads: int, hidden: int, qk_norm: bool) -> None:
         super().__init__()
@@ -94,7 +106,8 @@ class JointBlock(nn.Module):
         qk_i, v_i = self.image.start(image, enter_i)
         qk_t, v_t = self.text.start(text, enter_t)
         q, k = torch.cat([qk_t, turned(qk_i, turn)], dim=1).unbind(2)
-        y = attend(q, k, torch.cat([v_t, v_i], dim=1), mask)
+        v = torch.cat([v_t, v_i], dim=1)
+        y = attend(q, k, v, mask, self.context, text.shape[1])
         y_t, y_i = y.split([text.shape[1], image.shape[1]], dim=1)
         return self.image.finish(image, y_i, leave_i), self.text.finish(text, y_t, leave_t)
 
@@ -103,6 +116,7 @@ class LastJointBlock(nn.Module):
     """A joint block after which nobody reads the text: it has keys and values only."""
 
     joint = True  # passes (image, text) on
+    context: Context = ALONE  # the workers that the image tokens are dealt out to
 
     def __init__(self, width: int, heads: int, hidden: int, qk_norm: bool) -> None:
         super().__init__()
@@ -122,12 +136,15 @@ class LastJointBlock(nn.Module):
         k_t, v_t = kv.unflatten(-1, (2, self.heads, -1)).unbind(2)
         if self.text_scale is not None:
             k_t = unit_rms(k_t) * self.text_scale
-        y = attend(q, torch.cat([k_t, k_i], dim=1), torch.cat([v_t, v_i], dim=1), mask)
+        k, v = torch.cat([k_t, k_i], dim=1), torch.cat([v_t, v_i], dim=1)
+        y = attend(q, k, v, mask, self.context, text.shape[1])
         return self.image.finish(image, y, leave_i), text
 
 
 class SingleBlock(nn.Module):
     """All tokens alike, attention and MLP side by side on the same input, one gate for both."""
+
+    context: Context = ALONE  # the workers that the image tokens are dealt out to
 
     def __init__(self, width: int, heads: int, hidden: int, qk_norm: bool) -> None:
         super().__init__()
@@ -137,10 +154,13 @@ class SingleBlock(nn.Module):
         self.out = nn.Linear(width, width, bias=False)  # the MLP's output has one for both
         self.mlp = MLP(width, hidden)
 
-    def forward(self, x: Tensor, modulation: Tensor, turn: Turn | None, mask: Tensor) -> Tensor:
-        """`x` (B, M, D), `modulation` of 3 rows, `turn` of all tokens -> `x`."""
+    def forward(
+        self, x: Tensor, modulation: Tensor, turn: Turn | None, mask: Tensor, text: int = 0
+    ) -> Tensor:
+        """`x` (B, M, D), `modulation` of 3 rows, `turn` of all tokens, `text` of them -> `x`."""
         shift, scale, gate = modulation.unbind(2)
         y = modulate(x, shift, scale)
         qk, v = heads_of(self.qkv(y), self.heads, self.scale)
         q, k = turned(qk, turn).unbind(2)
-        return torch.addcmul(x, gate, self.out(attend(q, k, v, mask)) + self.mlp(y))
+        attended = attend(q, k, v, mask, self.context, text)
+        return torch.addcmul(x, gate, self.out(attended) + self.mlp(y))

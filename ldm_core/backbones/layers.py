@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm_core.backbones.context import ALONE, Context
 from ldm_core.backbones.embeddings import Grid, RotaryTable, geometric_waves, grid_rotary
 
 
@@ -31,7 +32,12 @@ class Attention(nn.Module):
     """Multi-head attention with normalised queries and keys (Henry et al. 2020).
 
     The norm is a layer norm with a scale and no shift, which torch has as one kernel on any device.
+
+    Attributes:
+        context: the workers that the tokens of `x` are dealt out to, if any.
     """
+
+    context: Context = ALONE
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -52,10 +58,12 @@ class Attention(nn.Module):
         """Attend from `x` to `x`, and to `memory` if there is one.
 
         Args:
-            x: (B, N, D).
-            mask: added to the logits, broadcast to (B, H, N, N), or (B, H, N, L + N).
+            x: (B, N, D); in a context, this worker's share of the tokens.
+            mask: added to the logits, broadcast to (B, H, N, N), or (B, H, N, L + N); in a context
+                about all tokens, and alike for all heads.
             table: turns the queries and keys of `x`, N rows.
-            memory: (B, L, D) tokens that are only read; they have no position.
+            memory: (B, L, D) tokens that are only read; they have no position. In a context, all
+                workers hold all of them.
 
         Returns:
             (B, N, D).
@@ -63,14 +71,20 @@ class Attention(nn.Module):
         scale = self.scale.view(2, 1, 1, 1, -1)
         qk, (v,) = self._heads(self.qkv(x)).split([2, 1])
         qk = self.norm(qk) * scale  # both at once: (2, B, H, N, K)
-        q, k = (qk if table is None else rotate(qk, table)).to(v.dtype)
+        qk = (qk if table is None else rotate(qk, table)).to(v.dtype)
+        if self.context.size > 1:  # a share of the tokens -> a share of the heads
+            qk, v = self.context.swap(torch.cat([qk, v[None]]), split=2, join=3).split([2, 1])
+            v = v[0]
+        q, k = qk
         if memory is not None:
             weight = self.qkv.weight[x.shape[-1] :]  # without the queries' rows
             memory_k, memory_v = self._heads(F.linear(memory, weight))
             memory_k = (self.norm(memory_k) * scale[1]).to(v.dtype)
+            memory_k, memory_v = (self.context.share(x, 1) for x in (memory_k, memory_v))
             k = torch.cat([memory_k, k], dim=2)  # (B, H, L + N, K)
             v = torch.cat([memory_v, v], dim=2)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = self.context.swap(y, split=2, join=1)  # back: (B, H, N, K)
         return self.out(rearrange(y, "b h n k -> b n (h k)"))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -84,7 +98,12 @@ class GridConvolution(nn.Module):
 
     The conditional position encoding of Chu et al. 2021 (Sec. 3.3): every token learns from its
     neighbours where in a contour it lies, the same way all over the picture.
+
+    Attributes:
+        context: the workers that the tokens are dealt out to, if any.
     """
+
+    context: Context = ALONE
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -94,10 +113,23 @@ class GridConvolution(nn.Module):
         self.kernel.weight = nn.Parameter(closed)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """(B, N = frames * rows * columns, D) -> (B, N, D)."""
+        """(B, N = frames * rows * columns, D) -> (B, N, D).
+
+        In a context, `x` is this worker's share of the tokens of `grid`. If these are no whole
+        frames, it gets all tokens and a share of the channels meanwhile, each convolved by itself.
+        """
+        workers, (t, h, w) = self.context, grid
+        if t % workers.size == 0:
+            return x + self._convolved(x, self.kernel.weight, (t // workers.size, h, w))
+        channels = workers.swap(x, split=2, join=1)
+        channels = self._convolved(channels, workers.share(self.kernel.weight, 0), grid)
+        return x + workers.swap(channels, split=1, join=2)
+
+    def _convolved(self, x: Tensor, kernel: Tensor, grid: Grid) -> Tensor:
         t, h, w = grid
         pictures = rearrange(x, "b (t h w) d -> (b t) d h w", t=t, h=h, w=w)
-        return x + rearrange(self.kernel(pictures), "(b t) d h w -> b (t h w) d", t=t)
+        pictures = F.conv2d(pictures, kernel, padding=1, groups=len(kernel))
+        return rearrange(pictures, "(b t) d h w -> b (t h w) d", t=t)
 
 
 class SwiGLU(nn.Module):

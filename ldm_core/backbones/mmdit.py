@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from ldm_core.backbones.context import ALONE, Context
 from ldm_core.backbones.embeddings import (
     Grid,
     check_channels,
@@ -85,7 +86,13 @@ class MMDiTConfig(BaseModel):
 
 
 class MMDiT(nn.Module):
-    """(x_t, t, caption) -> the raw prediction, of the latent's shape; zero at initialisation."""
+    """(x_t, t, caption) -> the raw prediction, of the latent's shape; zero at initialisation.
+
+    Attributes:
+        context: the workers that the image tokens are dealt out to, if any.
+    """
+
+    context: Context = ALONE
 
     def __init__(self, config: MMDiTConfig) -> None:
         super().__init__()
@@ -107,6 +114,21 @@ class MMDiT(nn.Module):
         """Xavier-uniform matrices and zero biases; zero for modulation and output."""
         initialise_linears(self, closed=[self.modulation, self.final])
 
+    def spread_tokens(self, context: Context) -> None:
+        """Deal the image tokens out to workers that are given the same inputs from now on.
+
+        Every one of them has all of the text, and returns the whole prediction; see `Context` about
+        its gradients.
+
+        Raises:
+            UserError: the heads do not divide.
+        """
+        context.check_heads(self.config.heads)
+        self.context = context
+        for block in (*self.blocks, *self.single_blocks):
+            assert isinstance(block, JointBlock | LastJointBlock | SingleBlock)
+            block.context = context
+
     def forward(self, x_t: Tensor, t: Tensor, cond: TextCondition) -> Tensor:
         """Predict at time `t`.
 
@@ -124,13 +146,14 @@ class MMDiT(nn.Module):
         """
         check_channels(x_t, self.patch_embedding, self.config.patch_size)
         patches, grid = patchify(x_t, self.config.patch_size)
-        image, text = self.patch_embedding(patches), self.text_embedding(cond.tokens)
+        mask = visible_keys(F.pad(cond.mask, (0, patches.shape[1]), value=True), patches.dtype)
+        share = self.context.share  # from here on N is this worker's, but for the mask
+        image, text = self.patch_embedding(share(patches, 1)), self.text_embedding(cond.tokens)
         turn = None
         if self.config.rotary is None:
-            image = image + self._positions(grid, x_t.device).to(patches.dtype)
+            image = image + share(self._positions(grid, x_t.device).to(patches.dtype), 0)
         else:
             turn = self._turn(grid, text.shape[1], self.config.rotary, x_t.device)
-        mask = visible_keys(F.pad(cond.mask, (0, image.shape[1]), value=True), patches.dtype)
         rows = self.modulation(F.silu(self._condition(t, cond)))
         rows = rows.unflatten(1, (1, -1, self.config.width))  # (B, 1, all rows, D)
         *modulations, ends = rows.split(self.config.modulations, dim=2)
@@ -140,9 +163,10 @@ class MMDiT(nn.Module):
             image, text = block(image, text, modulation, image_turn, mask)
         tokens = torch.cat([text, image], dim=1)  # (B, M, D)
         for block, modulation in zip(self.single_blocks, single, strict=True):
-            tokens = block(tokens, modulation, turn, mask)
+            tokens = block(tokens, modulation, turn, mask, text.shape[1])
         image = tokens[:, text.shape[1] :]
         patches = self.final(modulate(image, *ends.unbind(2)))
+        patches = self.context.whole(patches, 1)
         return unpatchify(patches, grid, self.config.patch_size, x_t.ndim == 5)
 
     def _condition(self, t: Tensor, cond: TextCondition) -> Tensor:
@@ -169,7 +193,8 @@ class MMDiT(nn.Module):
         """Cosines and signed sines of all tokens, (M, K) each; text does not turn."""
         frame, row, column = (count // 2 for count in channels)
         base = self.config.rotary_base
-        cosines, sines = grid_rotary(grid, (frame, row, column), device, base, centred=False)
+        turns = grid_rotary(grid, (frame, row, column), device, base, centred=False)
+        cosines, sines = (self.context.share(part, 0) for part in turns)
         cosines, sines = torch.cat([cosines, cosines], -1), torch.cat([-sines, sines], -1)
         above = (0, 0, text_tokens, 0)
         return F.pad(cosines, above, value=1.0), F.pad(sines, above)
