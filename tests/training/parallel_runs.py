@@ -1,0 +1,299 @@
+"""Short trainings on several processes; apart from the tests, so that a worker starts quickly.
+
+Whatever the layout and however samples are dealt out, they are the same samples, draws and initial
+weights, so that the curves are to be those of one process.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from muon_steps import normal, weights_of
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from ldm_core.backbones.dit import DiT, DiTConfig
+from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
+from ldm_core.conditioning.text import TextCondition
+from ldm_core.errors import UserError
+from ldm_core.objectives.flow_matching import flow_matching_loss
+from ldm_core.training.averages import Averages
+from ldm_core.training.ema import Ema
+from ldm_core.training.guard import SpikeGuard
+from ldm_core.training.layout import Layout
+from ldm_core.training.optimizers import Muon, adamw, hidden_matrices, muon_and_adamw
+from ldm_core.training.parallel import Parallel, parallelise
+from ldm_core.training.power_ema import PowerEma
+from ldm_core.training.recomputation import Recompute, recompute_all, recompute_cheap
+from ldm_core.training.schedules import warmup_then_decay
+from ldm_core.training.shards import deal_out, held_bytes, whole, whole_weights
+from ldm_core.training.step import TrainingStep
+
+CPU = torch.device("cpu")
+STEPS, BATCH = 20, 8
+BAD = 13  # the sample that is not a number, where there is one; of steps 1, 9 and 17
+Shares = Callable[[int, list[int], int], list[list[int]]]
+
+
+def opened(network: nn.Module) -> nn.Module:
+    """Add noise to every parameter, so that none is zero."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def video_dit(depth: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    config = DiTConfig(
+        in_channels=2, latent_size=(4, 4), patch_size=2, width=32, depth=depth, heads=4,
+        text_width=5, pooled_width=3, text_depth=1, frame_pairs=2,
+    )  # fmt: skip
+    return opened(DiT(config))
+
+
+def three_heads() -> nn.Module:
+    config = DiTConfig(
+        in_channels=2, latent_size=(4, 4), patch_size=2, width=24, depth=1, heads=3,
+        text_width=5, pooled_width=3,
+    )  # fmt: skip
+    return DiT(config)
+
+
+def video_mmdit() -> nn.Module:
+    torch.manual_seed(0)
+    config = MMDiTConfig(
+        in_channels=2, patch_size=2, width=32, depth=2, heads=4, single_depth=1,
+        text_width=5, pooled_width=3, rotary=(4, 2, 2),
+    )  # fmt: skip
+    return opened(MMDiT(config))
+
+
+def joint_mmdit() -> nn.Module:
+    torch.manual_seed(0)
+    config = MMDiTConfig(
+        in_channels=2, patch_size=2, width=32, depth=2, heads=4, text_width=5, pooled_width=3,
+        rotary=(4, 2, 2),
+    )  # fmt: skip
+    return opened(MMDiT(config))
+
+
+def evenly(step: int, ids: list[int], rank: int, world: int, parts: int = 1) -> list[list[int]]:
+    mine = ids[rank::world]
+    return [mine[part::parts] for part in range(parts)]
+
+
+def unevenly(step: int, ids: list[int], rank: int, world: int) -> list[list[int]]:
+    """Three micro-batches of 3, 2 and 1 samples for one of two workers, one for the other."""
+    first, second = [ids[:3], ids[3:5], ids[5:6]], [ids[6:]]
+    if step % 5 == 3:  # or nothing at all
+        first, second = [*first, *second], []
+    return [first, second][(rank + step) % 2] if world == 2 else [*first, *second]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and how it is laid out."""
+
+    layout: Layout
+    make: Callable[[], nn.Module] = video_dit
+    frames: int = 4
+    shares: Callable[..., list[list[int]]] = evenly
+    recompute: Recompute | None = None
+    bad: int | None = None
+    dtype: torch.dtype = torch.float32
+    muon: bool = True
+
+
+@dataclass
+class Outcome:
+    """Of a training on one worker; weights and averages are there on the first only."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+
+
+def sample_losses(model: nn.Module, case: Case, step: int, ids: list[int]) -> Tensor:
+    """Flow matching; every sample's inputs follow from its number and the step."""
+    shape = (2, case.frames, 4, 4)
+    x0 = torch.stack([normal(*shape, seed=i) for i in ids])
+    eps = torch.stack([normal(*shape, seed=10_000 + 1000 * step + i) for i in ids])
+    if case.bad in ids:
+        x0[ids.index(case.bad)] = float("nan")
+    t = torch.stack([normal(1, seed=77 + 1000 * step + i)[0] for i in ids]).sigmoid()
+    tokens = torch.stack([normal(3, 5, seed=500 + i) for i in ids])
+    mask = torch.tensor([[True, i % 2 == 0, i % 3 == 0] for i in ids])
+    pooled = torch.stack([normal(3, seed=900 + i) for i in ids])
+    return flow_matching_loss(model, x0, eps, t, TextCondition(tokens, mask, pooled))
+
+
+def arranged(case: Case) -> Parallel:
+    network = case.make()
+    blocks = [block for part in lists_of_blocks(network) for block in part]
+    return parallelise(network, blocks, case.layout, CPU, case.dtype, case.recompute)
+
+
+def lists_of_blocks(network: nn.Module) -> list[nn.Module]:
+    return [part for name, part in network.named_children() if "blocks" in name]
+
+
+def optimizers_of(parallel: Parallel, case: Case):
+    network = parallel.network
+    if not case.muon:
+        return adamw(network, 3e-3, 0.01)
+    matrices = hidden_matrices(*lists_of_blocks(network))
+    return muon_and_adamw(
+        network, matrices, 3e-3, 0.01, rank=parallel.rank, world=case.layout.world
+    )
+
+
+def train(case: Case) -> Outcome:
+    parallel, outcome = arranged(case), Outcome()
+    network, optimizers = parallel.network, optimizers_of(parallel, case)
+    averages = Averages(
+        {"0.9": Ema(network, 0.9), "0.99": Ema(network, 0.99), "power": PowerEma(network, 0.1)}
+    )
+    guard = SpikeGuard(factor=50)
+    step_of = TrainingStep(
+        network, optimizers, CPU, case.dtype, clip_norm=1.0, parallel=parallel, guard=guard
+    )
+    for step in range(STEPS):
+        ids = [(step * BATCH + i) % 64 for i in range(BATCH)]
+        shares = case.shares(step, ids, parallel.data_rank, case.layout.data_world)
+        losses = [partial(sample_losses, parallel.model, case, step, own) for own in shares]
+        spare = partial(sample_losses, parallel.model, case, step, [0])
+        rate = warmup_then_decay(step, STEPS, 5, 0.4)
+        result = step_of(losses, rate, total=BATCH, spare=spare)
+        averages.update(network)
+        outcome.losses.append(result.loss)
+        outcome.norms.append(result.gradient_norm)
+        outcome.skipped.append(result.skipped)
+    outcome.held = held(parallel, case, optimizers, averages)
+    keep = parallel.rank == 0
+    outcome.weights = whole_weights(network.state_dict(), keep)
+    outcome.averages = {
+        name: whole_weights(average.state_dict(), keep)
+        for name, average in averages.by_name.items()
+    }
+    return outcome
+
+
+def held(parallel: Parallel, case: Case, optimizers, averages: Averages) -> dict[str, int]:
+    """Bytes that this worker holds of each kind."""
+    sample_losses(parallel.model, case, 0, [0, 1]).sum().backward()
+    weights = list(parallel.network.parameters())
+    states = [
+        value
+        for optimizer in optimizers.all
+        for state in optimizer.state.values()
+        for value in state.values()
+        if value.ndim > 0
+    ]
+    shadows = [w for average in averages.by_name.values() for w in average.shadow.values()]
+    return {
+        "parameters": held_bytes(weights),
+        "gradients": held_bytes([w.grad for w in weights]),
+        "optimiser": held_bytes(states),
+        "averages": held_bytes(shadows),
+    }
+
+
+ON_TWO = {
+    "ddp": Case(Layout(replicate=2)),
+    "fsdp": Case(Layout(shard=2)),
+    "ddp twice": Case(Layout(replicate=2), shares=partial(evenly, parts=2)),
+    "fsdp twice, recomputed": Case(
+        Layout(shard=2), shares=partial(evenly, parts=2), recompute=recompute_all
+    ),
+    "ddp unevenly": Case(Layout(replicate=2), shares=unevenly),
+    "fsdp unevenly": Case(Layout(shard=2), shares=unevenly),
+    "ddp bad": Case(Layout(replicate=2), bad=BAD),
+    "fsdp bad": Case(Layout(shard=2), bad=BAD),
+    "fsdp adamw": Case(Layout(shard=2), muon=False),
+    "fsdp bf16": Case(Layout(shard=2), dtype=torch.bfloat16),
+    "context": Case(Layout(context=2)),
+    "context recomputed": Case(Layout(context=2), recompute=recompute_cheap),
+    "context half frames": Case(Layout(context=2), frames=3),
+    "context joint": Case(Layout(context=2), make=joint_mmdit),
+    "context single": Case(Layout(context=2), make=video_mmdit),
+}
+ON_FOUR = {
+    "hsdp": Case(Layout(replicate=2, shard=2)),
+    "hsdp twice": Case(Layout(replicate=2, shard=2), shares=partial(evenly, parts=2)),
+    "shard context": Case(Layout(shard=2, context=2)),
+    "replicate context": Case(Layout(replicate=2, context=2)),
+    "fsdp four": Case(Layout(shard=4)),
+}
+
+
+def alone(case: Case) -> Case:
+    """The same training by one process, every step as one batch."""
+    return replace(case, layout=Layout(), shares=evenly, recompute=None)
+
+
+def sharded_muon() -> list[Tensor]:
+    """Muon on rows dealt out to all workers, with the same gradients on each of them."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    weights = [nn.Parameter(distribute_tensor(w.data, mesh, [Shard(0)])) for w in weights_of()]
+    optimizer = Muon(weights, 0.05, weight_decay=0.1)
+    for step in range(STEPS):
+        for i, weight in enumerate(weights):
+            gradient = normal(*weight.shape, seed=1000 + 10 * step + i)
+            weight.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        optimizer.step()
+    assert all(optimizer.state[w]["momentum"].placements == (Shard(0),) for w in weights)
+    return [whole(weight.data) for weight in weights]
+
+
+def dealt_out(rank: int) -> dict[str, Tensor]:
+    """Shards of weights that only the first worker ever held, put together again."""
+    with torch.device("meta"):
+        network = video_dit()
+    parallel = parallelise(network, network.blocks, Layout(shard=2), CPU)
+    network.to_empty(device=CPU)
+    deal_out(network, video_dit().state_dict() if rank == 0 else None)
+    assert all(isinstance(weight, DTensor) for weight in parallel.network.parameters())
+    return whole_weights(network.state_dict(), keep=rank == 1)
+
+
+def refusals() -> list[str]:
+    """What is said to layouts that cannot be."""
+    said = []
+    for make, layout in (
+        (video_dit, Layout(replicate=3)),
+        (three_heads, Layout(context=2)),
+        (lambda: nn.Sequential(nn.Linear(1, 1)), Layout(context=2)),
+        (lambda: nn.Sequential(nn.Linear(1, 1)), Layout(shard=2)),
+    ):
+        network = make()
+        try:
+            parallelise(network, network.children(), layout, CPU)
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def be_one_of(rank: int, folder: str) -> None:
+    """Be one of four processes, the first two of which also work as a pair."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    outcomes = {}
+    for world, cases in ((2, ON_TWO), (4, ON_FOUR)):
+        if rank >= world:
+            continue
+        dist.init_process_group("gloo", f"file://{folder}/{world}", rank=rank, world_size=world)
+        outcomes |= {name: train(case).__dict__ for name, case in cases.items()}
+        outcomes[f"muon {world}"] = {"weights": sharded_muon()}
+        if world == 2:
+            outcomes |= {"dealt out": dealt_out(rank), "refusals": refusals()}
+        dist.destroy_process_group()
+    torch.save(outcomes, Path(folder, f"{rank}.pt"))

@@ -1,0 +1,126 @@
+"""Any layout trains as one process does."""
+
+import pytest
+import torch
+from muon_steps import train as muon_train
+from muon_steps import weights_of
+from parallel_runs import BAD, BATCH, ON_FOUR, ON_TWO, STEPS, alone, be_one_of, train, video_dit
+
+from ldm_core.backbones.context import Context
+from ldm_core.errors import UserError
+from ldm_core.training.optimizers import Muon
+
+EXACT = [name for name in (*ON_TWO, *ON_FOUR) if "bf16" not in name]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """By worker, by case."""
+    folder = tmp_path_factory.mktemp("workers")
+    torch.multiprocessing.spawn(be_one_of, (str(folder),), nprocs=4)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
+
+
+@pytest.fixture(scope="module")
+def references():
+    """Trainings by one process, each done once."""
+    done = {}
+
+    def reference(case):
+        case = alone(case)
+        if case not in done:
+            done[case] = train(case)
+        return done[case]
+
+    return reference
+
+
+def apart(ours, theirs):
+    """The largest difference between weights of the same name."""
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_curve_is_that_of_one_process(outcomes, references, name):
+    case = (ON_TWO | ON_FOUR)[name]
+    ours, theirs = outcomes[0][name], references(case)
+    assert len(ours["losses"]) == STEPS
+    torch.testing.assert_close(ours["losses"], theirs.losses, rtol=0, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(ours["norms"], theirs.norms, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert ours["skipped"] == theirs.skipped
+    assert max(theirs.norms) > 1.0  # clipping has something to do
+    assert apart(ours["weights"], theirs.weights) < 5e-5
+    for average, weights in theirs.averages.items():
+        assert apart(ours["averages"][average], weights) < 5e-5
+
+
+@pytest.mark.parametrize("name", [*ON_TWO, *ON_FOUR])
+def test_workers_report_the_same_and_the_first_alone_has_the_whole(outcomes, name):
+    workers = outcomes if name in ON_FOUR else outcomes[:2]
+    for kind in ("losses", "norms", "skipped"):
+        seen = [torch.tensor(worker[name][kind]).tolist() for worker in workers]
+        assert all(str(other) == str(seen[0]) for other in seen)  # NaN, too
+    for worker in workers[1:]:
+        assert not worker[name]["weights"]
+        assert not any(worker[name]["averages"].values())
+
+
+@pytest.mark.parametrize("name", ["ddp bad", "fsdp bad"])
+def test_a_worker_with_a_nan_skips_the_step_of_all(outcomes, name):
+    expected = [BAD in [(step * BATCH + i) % 64 for i in range(BATCH)] for step in range(STEPS)]
+    assert sum(expected) == 3
+    for worker in outcomes[:2]:
+        assert worker[name]["skipped"] == expected
+
+
+def test_half_precision_is_near(outcomes, references):
+    """Masters and gradients stay float32: the weights end where bf16 alone takes them."""
+    ours, theirs = outcomes[0]["fsdp bf16"], references(ON_TWO["fsdp bf16"])
+    assert ours["losses"] == pytest.approx(theirs.losses, rel=0.02)
+    assert all(weight.dtype == torch.float32 for weight in ours["weights"].values())
+
+
+@pytest.mark.parametrize(("name", "parts"), [("fsdp", 2), ("hsdp", 2), ("fsdp four", 4)])
+def test_shards_share_the_memory(outcomes, references, name, parts):
+    whole = references(ON_TWO["fsdp"]).held
+    workers = outcomes if name in ON_FOUR else outcomes[:2]
+    for kind, total in whole.items():
+        held = [worker[name]["held"][kind] for worker in workers]
+        assert sum(held) == total * len(workers) // parts
+        assert max(held) < 1.1 * total / parts
+    assert whole["parameters"] == whole["gradients"]
+    assert whole["averages"] == 3 * whole["parameters"]
+
+
+def test_copies_do_not(outcomes, references):
+    assert outcomes[0]["ddp"]["held"] == references(ON_TWO["ddp"]).held
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_muon_of_shards_is_that_of_whole_matrices(outcomes, world):
+    """Among them six rows for four workers, the last of which holds none."""
+    whole = weights_of()
+    muon_train(Muon(whole, 0.05, weight_decay=0.1), whole, STEPS)
+    for worker in outcomes[:world]:
+        for ours, theirs in zip(worker[f"muon {world}"]["weights"], whole, strict=True):
+            torch.testing.assert_close(ours, theirs.data, rtol=0, atol=1e-5)
+
+
+def test_weights_that_one_worker_has_are_dealt_out(outcomes):
+    ours, theirs = outcomes[1]["dealt out"], video_dit().state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+
+
+def test_what_cannot_be_is_refused(outcomes):
+    workers, heads, tokens, rows = outcomes[1]["refusals"]
+    assert "is 3 workers, but there are 2" in workers
+    assert "3 heads do not divide among 2 context workers" in heads
+    assert "a Sequential cannot deal its tokens out" in tokens
+    assert "smallest matrix of a block has 1 rows" in rows
+
+
+def test_tokens_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match="6 tokens do not divide among 4 context workers"):
+        Context(None, 0, 4).share(torch.zeros(2, 6), 1)
