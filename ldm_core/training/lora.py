@@ -1,0 +1,80 @@
+"""Low-rank adapters on a network's linear layers, by `peft` (Hu et al. 2021, Eq. 3).
+
+W x + alpha / r B A x, of which only A (r, in) and B (out, r) are trained; B begins at zero, so the
+network begins as it was. For export they are added to W. Optimisers and averages are made
+afterwards, of `adapters(network)` alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm_core.errors import UserError
+
+ATTENTION = ("attention.qkv", "attention.out", "image.qkv", "image.out", "text.qkv", "text.out")
+
+
+def add_lora(network: nn.Module, rank: int, alpha: int, targets: Sequence[str] = ATTENTION) -> None:
+    """Put adapters on the linear layers whose names end so, in place; the rest is frozen.
+
+    Needs `peft`. A's draws are those of torch's default generator.
+
+    Args:
+        network: with the weights it is to begin with, before it is sharded.
+        rank: r.
+        alpha: of the scale alpha / r.
+        targets: ends of names, such as "attention.qkv" or "mlp.out".
+
+    Raises:
+        UserError: no layer is called so, or peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import Linear
+    except ImportError as error:
+        raise UserError("LoRA needs peft, which is not here: pip install peft") from error
+    names = [name for name, _ in network.named_modules() if name.endswith(tuple(targets))]
+    if not names:
+        raise UserError(
+            f"no layer of {type(network).__name__} has a name that ends in {', '.join(targets)}: "
+            "name some of its linear layers as LoRA's targets"
+        )
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)
+    config._register_custom_module({nn.Linear: _with_adapted_weight(Linear)})
+    # in a box, as peft would take a configuration of ours for one of transformers'
+    inject_adapter_in_model(config, nn.ModuleDict({"network": network}))
+
+
+def _with_adapted_weight(linear: Any) -> type[nn.Module]:
+    """Peft's layer, whose `weight` is that of the layer it stands for, and not the frozen one.
+
+    Attention here multiplies what it only reads with some rows of it.
+    """
+
+    class AdaptedLinear(linear):  # type: ignore[misc]
+        @property
+        def weight(self) -> Tensor:
+            weight: Tensor = self.get_base_layer().weight
+            for adapter in () if self.merged else self.active_adapters:
+                weight = weight + self.get_delta_weight(adapter)
+            return weight
+
+    return AdaptedLinear
+
+
+def adapters(network: nn.Module) -> list[Tensor]:
+    """What is trained."""
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
+def merge_lora(network: nn.Module) -> None:
+    """Add the adapters to the layers they are on, in place; the network is a plain one again."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = [(name, m) for name, m in network.named_modules() if isinstance(m, LoraLayer)]
+    for name, layer in adapted:
+        layer.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, layer.get_base_layer())
+    network.requires_grad_(True)
