@@ -47,17 +47,16 @@ def sweep(root: str, retention: Retention, present: str) -> list[str]:
         present: name of the folder that was just committed; nothing is removed unless it is sound.
     """
     folders = listing(root)
-    if not (present in folders and _sound(join(root, present), folders[present])):
+    sound = {folder: _sound(join(root, folder), sizes) for folder, sizes in folders.items()}
+    if not sound.get(present):
         return []
     going, newer = [], 0
     for folder, sizes in folders.items():
-        if MANIFEST in sizes and not _sound(join(root, folder), sizes):
-            stays = newer == 0  # nothing is older than what may still be mended
-        elif MANIFEST in sizes:
+        if sound[folder]:
             stays = retention.keeps(step_of(folder), newer)
             newer += 1
-        else:
-            stays = False
+        else:  # nobody has committed anything newer than it, which may still be mended
+            stays = MANIFEST in sizes and newer == 0
         if not stays:
             going.append(folder)
     for folder in going:

@@ -4,22 +4,26 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_runs import ARCHITECTURE, content, differing
 from faulty_proxy import FaultyProxy
-from proxy_faults import broken_off, by_lot, fails, lost_answer, to
+from proxy_faults import Request, broken_off, by_lot, fails, lost_answer, to
 
 from ldm_core import patient_s3
 from ldm_core.files import file_sizes
 from ldm_core.patient_s3 import PatientS3
 from ldm_core.training import checkpoint_patience
-from ldm_core.training.checkpoint_folder import MANIFEST, listing
+from ldm_core.training.checkpoint_folder import INDEX, MANIFEST, STATE, listing
 from ldm_core.training.checkpoint_newest import newest
+from ldm_core.training.checkpoint_ranks import Ranks
 from ldm_core.training.checkpoint_retention import Retention
 from ldm_core.training.checkpoint_tensors import read_tensors
 from ldm_core.training.checkpoints import Checkpoints, SaveFailed
@@ -36,6 +40,12 @@ def proxy(s3: str, monkeypatch) -> Iterator[FaultyProxy]:
         PatientS3.clear_instance_cache()
         yield proxy
     PatientS3.clear_instance_cache()
+
+
+@pytest.fixture
+def hurried(monkeypatch) -> None:
+    """Pauses between requests are short; how long one goes on is as it was."""
+    monkeypatch.setattr(patient_s3.random, "uniform", lambda low, high: 0.05)
 
 
 @pytest.fixture
@@ -65,7 +75,7 @@ def test_a_bucket_is_as_good_as_a_folder(root):
 
 
 @pytest.mark.parametrize(
-    "seconds", [2, *(pytest.param(s, marks=pytest.mark.slow) for s in (12, 60))]
+    "seconds", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (12, 60))]
 )
 @pytest.mark.parametrize("part", ["/part-", MANIFEST])
 def test_away_while_it_saves(root, proxy, part, seconds):
@@ -86,20 +96,21 @@ def test_away_while_it_saves(root, proxy, part, seconds):
     check(root, 3)
 
 
-def test_away_for_longer_than_a_request_waits(root, proxy, monkeypatch):
-    monkeypatch.setattr(patient_s3, "PATIENCE_S", 0.5)
-    monkeypatch.setattr(checkpoint_patience, "FIRST_PAUSE_S", 0.2)
+def test_away_for_longer_than_a_request_waits(root, proxy, hurried, monkeypatch):
+    monkeypatch.setattr(patient_s3, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(checkpoint_patience, "FIRST_PAUSE_S", 0.1)
     made = Checkpoints(root, ARCHITECTURE)
-    proxy.rule(to("PUT", "/part-"), proxy.gone(4), times=1)
+    proxy.rule(to("PUT", "/part-"), proxy.gone(1), times=1)
     save(made, 1)
     made.wait()
     check(root, 1)
 
 
-def test_away_for_good_keeps_what_was_committed(root, proxy, monkeypatch):
+def test_away_for_good_keeps_what_was_committed(root, proxy, hurried, monkeypatch):
     monkeypatch.setattr(patient_s3, "PATIENCE_S", 0.1)
     monkeypatch.setattr(checkpoint_patience, "ATTEMPTS", 2)
     monkeypatch.setattr(checkpoint_patience, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(PatientS3, "retries", 1)  # s3fs' own
     told: list[SaveFailed] = []
     made = Checkpoints(root, ARCHITECTURE, failed=told.append)
     save(made, 1)
@@ -116,7 +127,7 @@ def test_away_for_good_keeps_what_was_committed(root, proxy, monkeypatch):
     check(root, 3)
 
 
-def test_writes_that_are_done_and_not_acknowledged(root, proxy):
+def test_writes_that_are_done_and_not_acknowledged(root, proxy, hurried):
     made = Checkpoints(root, ARCHITECTURE, retention=Retention(1))
     for part in ("/part-", "index.json", "state.json", MANIFEST):
         proxy.rule(to("PUT", part), lost_answer, times=2)
@@ -129,7 +140,7 @@ def test_writes_that_are_done_and_not_acknowledged(root, proxy):
     assert len(file_sizes(root)) == 4
 
 
-def test_a_tenth_of_the_requests_fails(root, proxy):
+def test_a_fifth_of_the_requests_fails(root, proxy, hurried):
     made = Checkpoints(root, ARCHITECTURE, retention=Retention(2))
     for seed, fault in enumerate((fails(500), fails(503), lost_answer, broken_off)):
         proxy.rule(by_lot(seed, 0.05, to("")), fault)
@@ -139,6 +150,55 @@ def test_a_tenth_of_the_requests_fails(root, proxy):
     check(root, 5)
     assert made.failures == 0
     assert len(proxy.counts) > 3
+
+
+def test_sixty_four_workers_ask_for_each_object_once(root, proxy):
+    """Threads that act as workers; each writes its share of what all of them hold."""
+    tensors = {f"model/{i}": torch.full((40, 100), float(i)) for i in range(200)}
+    asked: Counter[tuple[str, str]] = Counter()
+
+    def seen(request: Request) -> bool:
+        asked[request.method, request.path.rpartition("/")[2]] += 1
+        return False
+
+    proxy.rule(seen, lost_answer)
+    all_ranks = ranks_of_threads(64)
+    everybody = [Checkpoints(root, ARCHITECTURE, ranks=ranks) for ranks in all_ranks]
+
+    def work(made: Checkpoints) -> int:
+        made.save(1, tensors, {})
+        made.wait()
+        return made.newest().step
+
+    with ThreadPoolExecutor(64) as pool:
+        assert list(pool.map(work, everybody)) == [1] * 64
+    parts = {path for method, path in asked if method == "PUT" and path.startswith("part-")}
+    assert len(parts) == 64
+    assert {asked["PUT", name] for name in (*parts, MANIFEST, INDEX, STATE)} == {1}
+    assert {asked["GET", name] for name in parts} == {1}  # to verify it
+    assert asked["GET", MANIFEST] == 2  # and once before old ones would be removed
+    [listings] = [n for (method, path), n in asked.items() if method == "GET" and "latent" in path]
+    assert listings <= 2 * 2
+    sizes = [n for path, n in file_sizes(root).items() if "part-" in path]
+    assert max(sizes) < 1.5 * min(sizes)
+    found = newest(root)
+    assert differing(read_tensors(found, ""), tensors) == []
+
+
+def ranks_of_threads(world: int) -> list[Ranks]:
+    values, barrier = [None] * world, threading.Barrier(world)
+
+    def ranks(rank: int) -> Ranks:
+        def exchange(value):
+            values[rank] = value
+            barrier.wait(60)
+            all_values = list(values)
+            barrier.wait(60)
+            return all_values
+
+        return Ranks(rank, world, exchange)
+
+    return [ranks(rank) for rank in range(world)]
 
 
 def test_a_full_disk_costs_a_save_and_no_more(tmp_path):
