@@ -5,9 +5,10 @@ Shapes: L tokens of the caption (true length, no padding), D token width, P pool
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ _T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5En
 
 _CLIP_KINDS = ("clip", "clip_text_model")
 _CLIP_POSITIONS = 77  # where the config says nothing
+AND = " + "  # between the URIs of two CLIPs whose pooled vectors are laid side by side
+
+Forward = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class TextEmbedding:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A tokenizer and the text model behind it.
+    """A tokenizer and the text model behind it, or two of them.
 
     Attributes:
         name: "t5" or "clip"; the store keeps a row per caption and encoder.
@@ -47,30 +51,12 @@ class TextEncoder:
     digest: str
     width: int
     max_tokens: int
-    _tokenizer: Any
-    _forward: Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
-    _device: torch.device
+    _embed: Callable[[list[str]], list[TextEmbedding]]
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> list[TextEmbedding]:
         """Embed the captions in one batch; the padding is cut off again."""
-        batch = self._tokenizer(
-            captions,
-            padding=True,
-            truncation=True,
-            max_length=self.max_tokens,
-            return_tensors="pt",
-        ).to(self._device)
-        mask = batch["attention_mask"]
-        tokens, pooled = self._forward(batch["input_ids"], mask)
-        lengths = mask.sum(dim=1).tolist()
-        return [
-            TextEmbedding(
-                tokens[row, :length].float().cpu() if tokens is not None else None,
-                pooled[row].float().cpu() if pooled is not None else None,
-            )
-            for row, length in enumerate(lengths)
-        ]
+        return self._embed(captions)
 
 
 def load_t5(uri: str, max_tokens: int = 128, device: str | torch.device = "cpu") -> TextEncoder:
@@ -88,18 +74,32 @@ def load_t5(uri: str, max_tokens: int = 128, device: str | torch.device = "cpu")
     def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return model(input_ids=ids, attention_mask=mask).last_hidden_state, None
 
-    width = int(model.config.d_model)
-    return TextEncoder("t5", digest, width, max_tokens, tokenizer, forward, torch.device(device))
+    embed = partial(_embedded, tokenizer, forward, max_tokens, torch.device(device))
+    return TextEncoder("t5", digest, int(model.config.d_model), max_tokens, embed)
 
 
-def load_clip(uri: str, max_tokens: int = 77, device: str | torch.device = "cpu") -> TextEncoder:
+def load_clip(
+    uri: str, max_tokens: int = 77, device: str | torch.device = "cpu", tokens: bool = False
+) -> TextEncoder:
     """A CLIP text model (openai/clip-vit-large-patch14 and relatives); gives the pooled vector.
 
     Captions are cut at the model's own number of positions if `max_tokens` is more.
 
+    Args:
+        uri: of the model, or "URI + URI" of two, as Stable Diffusion XL and 3 have them: their
+            pooled vectors are laid side by side, and their tokens if they cut captions alike.
+        max_tokens: captions are cut here.
+        device: to compute on.
+        tokens: whether it gives the last layer's token embeddings too.
+
     Raises:
         UserError: nothing there, another kind of model, or pickled weights.
     """
+    parts = [_one_clip(each, max_tokens, device, tokens) for each in uri.split(AND)]
+    return parts[0] if len(parts) == 1 else _side_by_side(parts)
+
+
+def _one_clip(uri: str, max_tokens: int, device: str | torch.device, tokens: bool) -> TextEncoder:
     from transformers import CLIPTextModel
 
     with _model_folder(uri, _CLIP_KINDS) as (folder, _):
@@ -107,10 +107,52 @@ def load_clip(uri: str, max_tokens: int = 77, device: str | torch.device = "cpu"
         limit, digest = _clip_limit(folder, max_tokens), _clip_digest(folder, max_tokens)
 
     def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return None, model(input_ids=ids, attention_mask=mask).pooler_output
+        out = model(input_ids=ids, attention_mask=mask)
+        return out.last_hidden_state if tokens else None, out.pooler_output
 
-    width = int(model.config.hidden_size)
-    return TextEncoder("clip", digest, width, limit, tokenizer, forward, torch.device(device))
+    embed = partial(_embedded, tokenizer, forward, limit, torch.device(device))
+    return TextEncoder("clip", digest, int(model.config.hidden_size), limit, embed)
+
+
+def _side_by_side(parts: Sequence[TextEncoder]) -> TextEncoder:
+    """One encoder of several: of each caption, their vectors one after the other."""
+
+    def embed(captions: list[str]) -> list[TextEmbedding]:
+        each = zip(*(part.encode(captions) for part in parts), strict=True)
+        return [_joined(captions[k], embeddings) for k, embeddings in enumerate(each)]
+
+    width, limit = sum(part.width for part in parts), max(part.max_tokens for part in parts)
+    return TextEncoder("clip", _digest_of([p.digest for p in parts]), width, limit, embed)
+
+
+def _joined(caption: str, embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
+    pooled = [each.pooled for each in embeddings if each.pooled is not None]
+    tokens = [each.tokens for each in embeddings if each.tokens is not None]
+    lengths = {len(each) for each in tokens}
+    if len(lengths) > 1:
+        raise UserError(
+            f"two CLIPs cut {caption!r} into {sorted(lengths)} tokens, which cannot lie "
+            "side by side: take two with the same tokenizer, or their pooled vectors alone"
+        )
+    return TextEmbedding(torch.cat(tokens, dim=1) if tokens else None, torch.cat(pooled))
+
+
+def _embedded(
+    tokenizer: Any, forward: Forward, max_tokens: int, device: torch.device, captions: list[str]
+) -> list[TextEmbedding]:
+    """The captions of a batch, each without the padding that the batch needs."""
+    batch = tokenizer(
+        captions, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+    ).to(device)
+    mask = batch["attention_mask"]
+    tokens, pooled = forward(batch["input_ids"], mask)
+    return [
+        TextEmbedding(
+            tokens[row, :length].float().cpu() if tokens is not None else None,
+            pooled[row].float().cpu() if pooled is not None else None,
+        )
+        for row, length in enumerate(mask.sum(dim=1).tolist())
+    ]
 
 
 def t5_digest(uri: str, max_tokens: int = 128) -> str:
@@ -121,8 +163,15 @@ def t5_digest(uri: str, max_tokens: int = 128) -> str:
 
 def clip_digest(uri: str, max_tokens: int = 77) -> str:
     """The digest of what `load_clip` would load, from the files alone; raises as it does."""
-    with _model_folder(uri, _CLIP_KINDS) as (folder, _):
-        return _clip_digest(folder, max_tokens)
+    found = []
+    for each in uri.split(AND):
+        with _model_folder(each, _CLIP_KINDS) as (folder, _):
+            found.append(_clip_digest(folder, max_tokens))
+    return found[0] if len(found) == 1 else _digest_of(found)
+
+
+def _digest_of(digests: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
 
 
 def _t5_digest(folder: Path, max_tokens: int) -> str:

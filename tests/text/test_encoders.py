@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,48 @@ def test_clip_is_what_transformers_computes(folders):
     embeddings = load_clip(str(folders[1])).encode(CAPTIONS)
     torch.testing.assert_close(torch.stack([e.pooled for e in embeddings]), expected)
     assert all(e.tokens is None for e in embeddings)
+
+
+def test_clips_tokens_are_its_last_layer_without_padding(folders):
+    expected, lengths = hidden(CLIPTextModel.from_pretrained(folders[1]), folders[1])
+    pooled = load_clip(str(folders[1])).encode(CAPTIONS)
+    found = load_clip(str(folders[1]), tokens=True).encode(CAPTIONS)
+    for row, (embedding, alone) in enumerate(zip(found, pooled, strict=True)):
+        torch.testing.assert_close(embedding.tokens, expected[row, : lengths[row]])
+        torch.testing.assert_close(embedding.pooled, alone.pooled)
+
+
+@pytest.fixture(scope="module")
+def other_clip(folders, tmp_path_factory) -> str:
+    """Twice as wide, with the same words."""
+    root = tmp_path_factory.mktemp("other")
+    build_tiny_text_encoders(CAPTIONS, str(root / "t5"), str(root / "clip"), 2 * WIDTH, seed=2)
+    return str(root / "clip")
+
+
+def test_two_clips_lie_side_by_side(folders, other_clip):
+    uri = f"{folders[1]} + {other_clip}"
+    both = load_clip(uri, tokens=True)
+    assert (both.name, both.width, both.max_tokens) == ("clip", 3 * WIDTH, 77)
+    one, other = (load_clip(each, tokens=True).encode(CAPTIONS) for each in uri.split(" + "))
+    for found, first, second in zip(both.encode(CAPTIONS), one, other, strict=True):
+        assert torch.equal(found.pooled, torch.cat([first.pooled, second.pooled]))
+        assert torch.equal(found.tokens, torch.cat([first.tokens, second.tokens], 1))
+    assert load_clip(uri).encode(CAPTIONS)[0].tokens is None
+    turned = " + ".join(reversed(uri.split(" + ")))
+    assert clip_digest(uri, 50) == load_clip(uri, 50).digest
+    assert len({clip_digest(each) for each in (uri, turned, *uri.split(" + "))}) == 4
+
+
+def test_two_clips_of_other_words_have_no_common_tokens(folders, tmp_path):
+    config = json.loads((folders[1] / "tokenizer.json").read_text())
+    config["post_processor"] = None  # neither start nor end
+    other = Path(shutil.copytree(folders[1], tmp_path / "clip"))
+    (other / "tokenizer.json").write_text(json.dumps(config))
+    uri = f"{folders[1]} + {other}"
+    assert load_clip(uri).encode(["a red cat"])[0].pooled.shape == (2 * WIDTH,)
+    with pytest.raises(UserError, match=r"'a red cat' into \[3, 5\] tokens"):
+        load_clip(uri, tokens=True).encode(["a red cat"])
 
 
 @pytest.mark.parametrize("index", [0, 1])
