@@ -26,6 +26,7 @@ from ldm_core.latents.commit import put_if_absent
 
 EXPIRY_S = 120.0
 RENEWAL_S = 20.0
+_LOOKS = 5  # at a lock that others take and give back meanwhile
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,26 @@ def locked(uri: str) -> Iterator[StoreLock]:
 
 def take(uri: str) -> StoreLock:
     """Take the store's lock, or raise as `locked` does."""
-    newest, now = max(_numbers(uri), default=0), time.time()
-    holder = _read(uri, newest) if newest else None
-    if holder and holder.alive(now):
-        raise _held(uri, holder, now)
+    now = time.time()
     owner = Owner(socket.gethostname(), os.getpid(), now, now, token=uuid.uuid4().hex)
-    try:
-        put_if_absent(_lock_uri(uri, newest + 1), _text(owner))
-    except FileExistsError:
-        first = _read(uri, newest + 1)
-        if first != owner:  # else our own put, acknowledged too late and repeated
-            raise _held(uri, first or owner, now) from None
-    return StoreLock(uri, newest + 1, owner)
+    for _ in range(_LOOKS):
+        newest = max(_numbers(uri), default=0)
+        holder = _read(uri, newest) if newest else None
+        if newest and holder is None:
+            continue  # a successor has come and cleaned up since: look again
+        if holder and holder.alive(time.time()):
+            raise _held(uri, holder, time.time())
+        try:
+            put_if_absent(_lock_uri(uri, newest + 1), _text(owner))
+        except FileExistsError:
+            first = _read(uri, newest + 1)
+            if first is None or first.token != owner.token:
+                continue  # another was first: who holds it by now
+            # else our own put, acknowledged too late and repeated
+        return StoreLock(uri, newest + 1, owner)
+    raise UserError(
+        f"{uri}: its lock changed hands {_LOOKS} times while it was looked at; run this again"
+    )
 
 
 def _held(uri: str, owner: Owner, now: float) -> UserError:

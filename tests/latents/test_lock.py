@@ -87,6 +87,41 @@ def test_of_many_who_find_a_dead_owner_one_takes_over(tmp_path):
     taken[0].release()
 
 
+def test_a_lock_acknowledged_late_is_ours(tmp_path, monkeypatch):
+    put = lock.put_if_absent
+
+    def late(uri: str, data: bytes) -> None:
+        put(uri, data)
+        raise FileExistsError(uri)  # what the storage library's own retry then meets
+
+    monkeypatch.setattr(lock, "put_if_absent", late)
+    with locked(str(tmp_path)) as mine:
+        mine.check()
+
+
+def test_one_that_was_taken_and_given_back_meanwhile_is_no_obstacle(tmp_path, monkeypatch):
+    """Between our listing and our put another came, went, and a third cleaned up after it."""
+    put, others = lock.put_if_absent, [1, 2]
+
+    def beaten(uri: str, data: bytes) -> None:
+        if others:
+            number = others.pop(0)
+            leave_behind(tmp_path, number + 1, released=True)
+            raise FileExistsError(uri)  # whose file is no longer there
+        put(uri, data)
+
+    monkeypatch.setattr(lock, "put_if_absent", beaten)
+    with locked(str(tmp_path)) as mine:
+        assert mine.number == 4
+    monkeypatch.setattr(lock, "put_if_absent", put)
+
+
+def test_a_lock_that_never_stands_still_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_numbers", lambda uri: [7])  # listed, and gone when it is read
+    with pytest.raises(UserError, match="changed hands 5 times"):
+        take(str(tmp_path))
+
+
 def test_the_owner_renews_it(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "RENEWAL_S", 0.01)
     with locked(str(tmp_path)) as mine:
