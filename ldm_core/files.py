@@ -44,6 +44,20 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fsspec.core.url_to_fs(uri, **options)
 
 
+def reach(uri: str, patience_s: float = 5.0) -> None:
+    """Make sure, before somebody who waits is kept waiting, that the storage of a URI answers.
+
+    Everything else outlasts a bucket that is away for a minute, as a job should.
+
+    Raises:
+        ConnectionError: it does not within about `patience_s`.
+    """
+    if uri.startswith(("s3://", "s3a://")):
+        from ldm_core import patient_s3  # here: s3fs takes half a second
+
+        patient_s3.reach(uri, patience_s)
+
+
 def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -29,26 +30,51 @@ _log = logging.getLogger(__name__)
 
 
 class PatientS3(S3FileSystem):
-    """An S3 file system whose requests outlast an outage."""
+    """An S3 file system whose requests outlast an outage of `patience_s`, by default PATIENCE_S."""
+
+    def __init__(self, *args: Any, patience_s: float | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.patience_s = patience_s
 
     async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
         call = super()._call_s3
-        return await _patiently(lambda: call(method, *args, **kwargs))
+        return await _patiently(lambda: call(method, *args, **kwargs), self.patience_s)
 
     async def _cat_file(self, path: str, *args: Any, **kwargs: Any) -> Any:
         cat = super()._cat_file  # of a large file it does not repeat a part that broke off
-        return await _patiently(lambda: cat(path, *args, **kwargs))
+        return await _patiently(lambda: cat(path, *args, **kwargs), self.patience_s)
 
     call_s3 = sync_wrapper(_call_s3)
     cat_file = sync_wrapper(_cat_file)
 
 
-async def _patiently(action: Callable[[], Awaitable[Any]]) -> Any:
+def reach(uri: str, patience_s: float) -> None:
+    """Make sure that somebody answers for a bucket, with the patience of a person who waits.
+
+    What the answer says is no matter: who then reads or writes there is told of it.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
+    quick = {
+        "connect_timeout": patience_s,
+        "read_timeout": patience_s,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+    }
+    fs = PatientS3(patience_s=patience_s, config_kwargs=quick, skip_instance_cache=True)
+    fs.retries = 1  # s3fs' own
+    bucket, prefix, _ = fs.split_path(uri)
+    with suppress(FileNotFoundError, PermissionError):
+        fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+
+
+async def _patiently(action: Callable[[], Awaitable[Any]], patience_s: float | None) -> Any:
     """Repeat what may safely be repeated while it fails in ways that pass.
 
     Raises:
         ConnectionError: it still does.
     """
+    patience = PATIENCE_S if patience_s is None else patience_s
     deadline = 0.0
     while True:
         try:
@@ -57,10 +83,10 @@ async def _patiently(action: Callable[[], Awaitable[Any]]) -> Any:
             if not _passes(error):
                 raise
             if not deadline:
-                deadline = time.monotonic() + PATIENCE_S
-                _log.warning("S3 does not answer (%s); trying on for %.0f s", error, PATIENCE_S)
+                deadline = time.monotonic() + patience
+                _log.warning("S3 does not answer (%s); trying on for %.0f s", error, patience)
             elif time.monotonic() > deadline:
-                gone = f"S3 did not answer for {PATIENCE_S:.0f} s: {error}"
+                gone = f"S3 did not answer for {patience:.0f} s: {error}"
                 raise ConnectionError(gone) from error
         await asyncio.sleep(random.uniform(0.5, 2.0))  # jitter: workers should not come all at once
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ldm_core.errors import UserError
+from ldm_core.files import reach
 from pipelines.cli_options import Verbose
 
 KEEP, OLDER_THAN, TARGET_MB = 3, 24.0, 128
@@ -65,6 +66,7 @@ def store(
         raise UserError(f"--version {version}: it goes with the list and with --verify only")
     from pipelines import store_actions as act
 
+    reach(uri)
     if verify:
         act.verify_version(uri, version, preview)
     elif diff:

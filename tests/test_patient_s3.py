@@ -8,7 +8,7 @@ from faulty_proxy import FaultyProxy
 from proxy_faults import broken_off, fails, lost_answer, named, to
 
 from ldm_core import patient_s3
-from ldm_core.files import exists, filesystem, read_bytes, write_bytes
+from ldm_core.files import exists, filesystem, reach, read_bytes, write_bytes
 from ldm_core.latents.commit import put_if_absent
 from ldm_core.media.locators import member_uri, read_media
 from ldm_core.patient_s3 import PatientS3
@@ -79,6 +79,16 @@ def test_patience_ends_in_an_oserror(uri, proxy, monkeypatch):
             read_bytes(uri)
         proxy.forgive()
     assert read_bytes(uri) == DATA
+
+
+def test_who_waits_is_told_soon(s3, proxy):
+    reach(f"{s3}/patient")
+    reach("s3://no-such-bucket-of-ours/store")  # it answers, and whoever reads there is told
+    reach("/a/folder/that/is/not/there")
+    proxy.rule(to(""), cut)
+    with pytest.raises(ConnectionError, match="S3 did not answer for 0 s"):
+        reach(f"{s3}/patient", patience_s=0.2)
+    assert 1 < proxy.counts["cut"] < 5  # tried again, and not for a minute
 
 
 def test_a_conditional_put_without_an_answer_finds_its_own_object(s3, proxy):
