@@ -192,7 +192,10 @@ def autoencoder_facts(uri: str) -> AutoencoderFacts:
 
 
 def load_autoencoder(
-    uri: str, device: str | torch.device = "cpu", channels_last: bool = False
+    uri: str,
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Autoencoder:
     """Load "identity" or a diffusers autoencoder directory, local or remote.
 
@@ -200,6 +203,7 @@ def load_autoencoder(
         uri: the directory's.
         device: to compute on.
         channels_last: the memory layout in which 2-D convolutions are fastest; it rounds otherwise.
+        dtype: of weights and computation; pixels and latents are float32 whatever it is.
 
     Raises:
         UserError: nothing there, not an autoencoder of diffusers, or pickled weights.
@@ -212,7 +216,7 @@ def load_autoencoder(
             "set autoencoder.source to a diffusers autoencoder directory or to identity"
         )
     with local_copy(uri) as folder:
-        module = _load_module(folder, uri)
+        module = _load_module(folder, uri).to(dtype)
         model = DiffusersAutoencoder(module, autoencoder_digest(folder), device)
     if channels_last and model.temporal_downsampling is None:
         model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
