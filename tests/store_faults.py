@@ -35,7 +35,8 @@ def sound_store(
 
 def reject(id: str) -> dict[str, Any]:
     row = dict.fromkeys(TABLES["rejects"].names)
-    return row | {"id": id, "stage": "decode", "reason": "not an image", "detail": ""}
+    named = {"id": id, "source_id": id, "part": 0, "parts": 1}
+    return row | named | {"stage": "decode", "reason": "not an image", "detail": ""}
 
 
 def add_sample(store: LatentStore, id: str, caption: str = "a dog") -> StoreVersion:

@@ -1,7 +1,7 @@
 """The data-set card: the README.md of a latent store."""
 
 from ldm_core.files import join, write_bytes
-from ldm_core.latents.manifest import EncoderEntry, Manifest
+from ldm_core.latents.manifest import EncoderEntry, Manifest, RoundingError
 from ldm_core.latents.schema import TABLES
 from ldm_core.latents.store import LatentStore
 
@@ -21,7 +21,7 @@ licences hold for the latents too.
   log-variance of the posterior, not normalised
 - channel mean {mean}, standard deviation {std}
 - captions cut at {max_tokens} tokens
-
+{rounding}{encoding}
 | bucket (height x width x frames) | samples |
 |---|---|
 {buckets}
@@ -103,6 +103,8 @@ def store_card(manifest: Manifest) -> str:
         mean=_numbers(statistics.mean),
         std=_numbers(statistics.std),
         max_tokens=manifest.max_tokens,
+        rounding="".join(map(_rounding, manifest.rounding.items())),
+        encoding="".join(f"- encoded with {k}: {v}\n" for k, v in manifest.encoding.items()),
         buckets=_rows(manifest.buckets),
         encoders="\n".join(map(_encoder, (manifest.autoencoder, *manifest.texts))),
         reasons=_rows(manifest.rejects),
@@ -121,6 +123,14 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 def _rows(counts: dict[str, int]) -> str:
     return "\n".join(f"| {name} | {count} |" for name, count in counts.items()) or "| none | 0 |"
+
+
+def _rounding(named: tuple[str, RoundingError]) -> str:
+    name, error = named
+    return (
+        f"- {name} tokens are in 8 bits, off by {100 * error.mean:.2f} % of their norm on average, "
+        f"by {100 * error.largest:.2f} % at most, as measured over {error.captions} captions\n"
+    )
 
 
 def _encoder(entry: EncoderEntry) -> str:

@@ -26,6 +26,19 @@ class LatentStatistics(Frozen):
     std: tuple[float, ...]
 
 
+class RoundingError(Frozen):
+    """What 8 bits cost the token embeddings of an encoder: ||x - x^|| / ||x|| of each caption.
+
+    Attributes:
+        captions: of which it was measured, when they were stored.
+        mean, largest: over these.
+    """
+
+    captions: int
+    mean: float
+    largest: float
+
+
 class Manifest(Frozen):
     """One version: all tables pinned, and what a reader wants to know before it opens them.
 
@@ -43,6 +56,8 @@ class Manifest(Frozen):
         rejects: number of rejects by reason.
         bytes: of the tables' files.
         content: digest of ids, latents, captions and encoders, whatever the order of the rows.
+        rounding: by encoder, of embeddings in 8 bits; none of those in 16.
+        encoding: what of the latents' making was chosen and is not usual, e.g. {"tile": 512}.
     """
 
     format: int = FORMAT
@@ -61,6 +76,8 @@ class Manifest(Frozen):
     rejects: dict[str, int]
     bytes: int
     content: str
+    rounding: dict[str, RoundingError] = {}
+    encoding: dict[str, str | int] = {}
 
     def says_the_same(self, other: "Manifest") -> bool:
         """Whether publishing this one after the other would tell a reader anything new."""

@@ -67,6 +67,7 @@ TEXTS = pa.schema(
         ("dtype", pa.string()),
         ("encoder_digest", pa.string()),
         ("shard", pa.string()),
+        ("relative_error", pa.float32()),  # of 8-bit storage, ||x - x^|| / ||x||; else null
     ]
 )
 
@@ -86,6 +87,7 @@ REJECTS = pa.schema(
 )
 
 TABLES = {"samples": SAMPLES, "texts": TEXTS, "rejects": REJECTS}
+LATER = frozenset(("relative_error",))  # columns that files of earlier programs lack: nulls
 
 
 def caption_digest(text: str) -> str:

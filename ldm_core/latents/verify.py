@@ -1,25 +1,27 @@
 """Whether a published version is what it says: every file, every row, and the manifest over them.
 
-The rows go by piece by piece. What stays in memory is the id and 16 bytes of each sample, and the
-digests of the distinct captions. The manifest has no digest of the embeddings: a change of theirs
-that leaves them finite is found only by the checksums of Parquet pages, where a file has them.
+The rows go by piece by piece. What stays in memory is the names and 16 bytes of each sample, and
+the digests of the distinct captions. The manifest has no digest of the embeddings: a change of
+theirs that leaves them finite is found only by the checksums of Parquet pages, where a file has
+them.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.files import filesystem, join
 from ldm_core.latents.manifest import LatentStatistics, Manifest
-from ldm_core.latents.schema import TABLES
+from ldm_core.latents.schema import LATER, TABLES
 from ldm_core.latents.store import StoreVersion
 from ldm_core.latents.tally import Check, Tally, differs
+from ldm_core.latents.verify_ids import COLUMNS, Identities
 from ldm_core.latents.verify_samples import SampleChecks
 from ldm_core.latents.verify_texts import TextChecks
 
@@ -51,26 +53,29 @@ def verify(
     for rows in files.rows("texts"):
         for row in rows:
             texts.take(row)
-    samples = SampleChecks(manifest, texts.known)
+    samples, names = SampleChecks(manifest, texts.known), Identities()
     for rows in files.rows("samples"):
         samples.take(rows)
-    rejects = [row for rows in files.rows("rejects", ["id", "reason"]) for row in rows]
-    counts = {"samples": samples.count, "texts": texts.count, "rejects": len(rejects)}
-    reasons = pc.value_counts(pa.array([row["reason"] for row in rejects], pa.string())).to_pylist()
+        names.take("samples", rows)
+    reasons: Counter[str] = Counter()
+    for rows in files.rows("rejects", [*COLUMNS, "reason"]):
+        reasons.update(row["reason"] for row in rows)
+        names.take("rejects", rows)
+    counts = {"samples": samples.count, "texts": texts.count, "rejects": reasons.total()}
     found = {
         "counts": counts,
         "buckets": dict(samples.buckets),
-        "rejects": {each["values"]: each["counts"] for each in reasons},
+        "rejects": dict(reasons),
         "bytes": {"of all files": files.bytes},
     }
-    rejected = pa.array([row["id"] for row in rejects], pa.string())
     return [
         *files.checks(),
         *texts.checks(),
         *samples.checks(),
-        _ids(samples.ids, rejected),
+        *names.checks(),
         _as_in_manifest(manifest, found),
         _content(manifest, samples),
+        _rounding(manifest, texts),
         _autoencoder(manifest, autoencoder),
         _statistics(manifest, samples.statistics(), autoencoder),
     ]
@@ -138,7 +143,7 @@ def _schema_problem(found: pq.ParquetSchema, wanted: pa.Schema) -> str:
     Parquet's own types: the Arrow types that writers note beside them differ from one to the next.
     """
     here, there = _leaves(found), _leaves(_parquet(wanted))
-    lacking = [f"no column {column}" for column in there if column not in here]
+    lacking = [f"no column {column}" for column in there if column not in {*here, *LATER}]
     others = [
         f"{column} is {here[column]}, not {kind}"
         for column, kind in there.items()
@@ -159,17 +164,6 @@ def _parquet(schema: pa.Schema) -> pq.ParquetSchema:
     return pq.ParquetFile(sink.getvalue()).schema
 
 
-def _ids(samples: list[pa.Array], rejects: pa.Array) -> Check:
-    """Every id is in one row, of samples or of rejects."""
-    tally = Tally("an id has one row, in samples or in rejects")
-    rejected = set(rejects.to_pylist())
-    for each in pc.value_counts(pa.chunked_array([*samples, rejects], pa.string())):
-        id, count = each["values"].as_py(), each["counts"].as_py()
-        where = "samples and rejects" if id in rejected else "samples"
-        tally.ask(id, f"{count} rows in {where}" if count > 1 else "")
-    return tally.check()
-
-
 def _as_in_manifest(manifest: Manifest, found: Mapping[str, Mapping[str, int]]) -> Check:
     tally = Tally("counts, buckets, rejects and bytes are the manifest's")
     stated: dict[str, Mapping[str, int]] = {
@@ -187,6 +181,14 @@ def _as_in_manifest(manifest: Manifest, found: Mapping[str, Mapping[str, int]]) 
 def _content(manifest: Manifest, samples: SampleChecks) -> Check:
     tally = Tally("the content is the manifest's")
     tally.ask("content", differs(samples.content(), manifest.content))
+    return tally.check()
+
+
+def _rounding(manifest: Manifest, texts: TextChecks) -> Check:
+    tally = Tally("the rounding of embeddings is the manifest's")
+    found, stated = texts.rounding.result(), manifest.rounding
+    for name in texts.known:
+        tally.ask(name, differs(found.get(name), stated.get(name)))
     return tally.check()
 
 
@@ -216,7 +218,7 @@ def _statistics(
     names = [f"{what} of channel {i}" for what in ("mean", "std") for i in range(len(stated.mean))]
     pairs = zip(names, (*measured.mean, *measured.std), (*stated.mean, *stated.std), strict=True)
     for channel, here, there in pairs:
-        close = math.isclose(here, there, rel_tol=1e-6, abs_tol=1e-9)  # summed in another order
+        close = math.isclose(here, there, rel_tol=1e-6, abs_tol=1e-9)  # another machine's exp
         tally.ask(channel, "" if close else differs(here, there))
     check = tally.check()
     if check.failed and not known:

@@ -1,13 +1,12 @@
 """The rules that the rows of `samples` obey, asked of some rows after the others.
 
-What is kept of a row is small: its id, and 16 bytes of digest.
+What is kept of a row is 16 bytes of digest.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from ldm_core.latents.manifest import LatentStatistics, Manifest
 from ldm_core.latents.schema import (
@@ -18,10 +17,8 @@ from ldm_core.latents.schema import (
     decode_array,
     sample_digest,
 )
-from ldm_core.latents.statistics import channel_statistics
+from ldm_core.latents.statistics import ChannelMoments, Posterior
 from ldm_core.latents.tally import Check, Row, Tally, differs, not_finite
-
-Posterior = tuple[np.ndarray, np.ndarray]  # mean and log-variance of one sample, (1, C, …)
 
 _DIGEST_BYTES = 16
 _WEIGHT_TOLERANCE = 1e-3  # the weights are float32
@@ -33,17 +30,15 @@ class SampleChecks:
     Attributes:
         count: rows seen.
         buckets: number of samples of each.
-        ids: of the rows, in pieces.
     """
 
     def __init__(self, manifest: Manifest, texts: Mapping[str, set[str]]) -> None:
         self.count = 0
         self.buckets: Counter[str] = Counter()
-        self.ids: list[pa.Array] = []
         self._manifest, self._texts = manifest, texts
         self._shapes: dict[str, list[int]] = {}
         self._digests = bytearray()
-        self._statistics = _Statistics()
+        self._moments = ChannelMoments()
         self._latents = Tally("latents have their shape and dtype")
         self._finite = Tally("latents are finite")
         self._named = Tally("a row's digest is that of its latents and captions")
@@ -53,10 +48,9 @@ class SampleChecks:
     def take(self, rows: Sequence[Row]) -> None:
         """Ask everything of some rows."""
         self.count += len(rows)
-        self.ids.append(pa.array([row["id"] for row in rows], pa.string()))
         self.buckets.update(row["bucket"] for row in rows)
         posteriors = [self._take(row) for row in rows]
-        self._statistics.add([each for each in posteriors if each is not None])
+        self._moments.add([each for each in posteriors if each is not None])
 
     def checks(self) -> list[Check]:
         """What came of it."""
@@ -72,7 +66,7 @@ class SampleChecks:
 
     def statistics(self) -> LatentStatistics | None:
         """Of the usable rows seen; None if there was none."""
-        return self._statistics.result()
+        return self._moments.result()
 
     def _take(self, row: Row) -> Posterior | None:
         id, digest = row["id"], row["encoder_digest"]
@@ -128,34 +122,6 @@ class SampleChecks:
         weights = [each["weight"] or 0.0 for each in captions]
         good = min(weights) > 0 and abs(sum(weights) - 1) < _WEIGHT_TOLERANCE
         return "" if good else f"weights {weights}"
-
-
-class _Statistics:
-    """Channel statistics of any number of samples, in the memory of a few of them.
-
-    Means and second moments of batches add up (the law of total variance).
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._first: np.ndarray | float = 0.0
-        self._second: np.ndarray | float = 0.0
-
-    def add(self, posteriors: Sequence[Posterior]) -> None:
-        if not posteriors:
-            return
-        part = channel_statistics(posteriors)
-        mean, std = np.array(part.mean), np.array(part.std)
-        self._count += len(posteriors)
-        self._first = self._first + len(posteriors) * mean
-        self._second = self._second + len(posteriors) * (std**2 + mean**2)
-
-    def result(self) -> LatentStatistics | None:
-        if not self._count:
-            return None
-        mean = np.asarray(self._first) / self._count
-        std = np.sqrt(np.maximum(np.asarray(self._second) / self._count - mean**2, 0.0))
-        return LatentStatistics(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
 def _array(data: bytes | None, shape: Sequence[int] | None, dtype: str) -> np.ndarray | None:

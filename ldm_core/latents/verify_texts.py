@@ -6,6 +6,7 @@ import numpy as np
 
 from ldm_core.latents.codec import decode_embedding
 from ldm_core.latents.manifest import Manifest
+from ldm_core.latents.rounding import RoundingErrors
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.tally import Check, Row, Tally, differs, not_finite
 
@@ -16,10 +17,11 @@ class TextChecks:
     Attributes:
         known: digests of the captions that each of the manifest's encoders embedded.
         count: rows seen.
+        rounding: what they say of their 8 bits.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self.count = 0
+        self.count, self.rounding = 0, RoundingErrors()
         self.known: dict[str, set[str]] = {entry.name: set() for entry in manifest.texts}
         self._encoders = {entry.name: entry.digest for entry in manifest.texts}
         self._max_tokens = manifest.max_tokens
@@ -39,6 +41,7 @@ class TextChecks:
         self._made.ask(name, differs(row["encoder_digest"], wanted))
         if encoder in self.known:
             self.known[encoder].add(digest)
+            self.rounding.add(encoder, [row.get("relative_error")])  # older files have none
         found = _embeddings(row)
         self._arrays.ask(name, self._array_problem(encoder, found))
         arrays = [array for array in found.values() if array is not None]

@@ -16,7 +16,7 @@ from store_faults import (
     sound_store,
 )
 
-from ldm_core.latents.manifest import LatentStatistics
+from ldm_core.latents.manifest import LatentStatistics, RoundingError
 from ldm_core.latents.schema import captions_digest, sample_digest
 from ldm_core.latents.store import StoreVersion
 from ldm_core.latents.tally import SHOWN
@@ -81,13 +81,43 @@ class TestRows:
 
     def test_an_id_that_is_there_twice(self, version):
         changed = change_rows(version, "samples", lambda rows: rows.append(rows[4]))
-        twice, *_ = only(failures(changed), "one row", "counts", "content", "statistics")
+        found = failures(changed)
+        twice, *_ = only(found, "one row", "parts", "counts", "content", "statistics")
         assert twice.first == ("004.png: 2 rows in samples",)
 
     def test_an_id_in_samples_and_rejects(self, version):
         changed = change_rows(version, "rejects", lambda rows: rows[0].update(id="002.png"))
         (check,) = only(failures(changed), "an id has one row")
         assert check.first == ("002.png: 2 rows in samples and rejects",)
+
+    @pytest.mark.parametrize(
+        ("parts", "problem"),
+        [
+            ([(0, 3), (1, 3), (3, 3)], "3 parts in 3 rows, up to part 3; they say 3"),
+            ([(0, 3), (2, 3)], "2 parts in 2 rows, up to part 2; they say 3"),
+            ([(0, 2), (1, 3)], "2 parts in 2 rows, up to part 1; they say 2 to 3"),
+            ([(0, 2), (0, 2)], "1 parts in 2 rows, up to part 0; they say 2"),
+            ([(-1, 2), (1, 2)], "part below 0"),
+            ([(None, None)], "0 parts in 1 rows, up to part None; they say None"),
+        ],
+    )
+    def test_a_file_whose_parts_are_not_all_there(self, version, parts, problem):
+        def change(rows):
+            for row, (part, of) in zip(rows, parts, strict=False):
+                row.update(source_id="clip.mp4", part=part, parts=of)
+
+        (check,) = only(failures(change_rows(version, "samples", change)), "parts are all there")
+        assert check.first == (f"clip.mp4: {problem}",)
+
+    def test_parts_that_became_samples_and_rejects_make_a_file(self, version):
+        def change(rows):
+            for k, row in enumerate(rows):
+                row.update(source_id="clip.mp4", part=k + first, parts=14)
+
+        first = 0
+        changed = change_rows(version, "samples", change)
+        first = 12
+        assert failures(change_rows(changed, "rejects", change)) == {}
 
     def test_captions_that_are_others_than_their_digest_says(self, version):
         def change(rows):
@@ -192,6 +222,16 @@ class TestManifest:
         found = failures(change_manifest(version, **update))
         check = next(check for name, check in found.items() if rule in name)
         assert problem in "; ".join(check.first)
+
+    def test_rounding_is_what_the_rows_say(self, version):
+        def change(rows):
+            rows[1].update(relative_error=0.25)  # of t5: exact in 32 bits
+
+        found = {"t5": RoundingError(captions=1, mean=0.25, largest=0.25)}
+        changed = change_rows(version, "texts", change)
+        (check,) = only(failures(changed), "rounding")
+        assert check.first[0].startswith("t5: captions=1 mean=0.25")
+        assert failures(change_manifest(changed, rounding=found)) == {}
 
     def test_statistics_are_those_measured(self, version):
         stated = version.manifest.statistics
