@@ -10,30 +10,52 @@ from deltalake import DeltaTable
 
 from ldm_core.errors import UserError
 from ldm_core.files import exists, join
-from ldm_core.latents.ledger import StoredRow, Todo, compare, compare_files, cut, shard_name
+from ldm_core.latents.ledger import (
+    Difference,
+    StoredRow,
+    Todo,
+    compare,
+    compare_files,
+    cut,
+    shard_name,
+)
 from ldm_core.latents.lock import StoreLock
-from ldm_core.latents.schema import SAMPLES, caption_digest, caption_rows, captions_digest
+from ldm_core.latents.schema import (
+    SAMPLES,
+    TABLES,
+    caption_digest,
+    caption_rows,
+    captions_digest,
+)
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.buckets import Bucket
-from pipelines.encode_media import Row, only_part
-from pipelines.encode_on_ray import embed_captions, encode_media, probe_files
+from pipelines.encode_media import Row, mirrored, only_part
+from pipelines.encode_on_ray import encode_shards, probe_files
 from pipelines.encode_plan import Item, Plan
-from pipelines.encode_workers import parts_of, reject_row, result_row, write_parts
+from pipelines.encode_throughput import COMMIT, Throughput
+from pipelines.encode_workers import parts_of, reject_row, written
 from pipelines.progress import Progress
 from pipelines.recipes.sections import EncodeSection
 from pipelines.stage import Context
 
 MEDIA = ("samples", "rejects")
+TEXT_KEY = ("encoder", "caption_digest")
 
 
 @dataclass(frozen=True)
 class Changes:
-    """How many rows a run made and removed, changed ones counting as both; and whose captions alone
-    it changed."""
+    """What a run did.
+
+    Attributes:
+        new, removed: rows of samples and rejects; changed ones count as both.
+        renamed: rows whose captions alone were changed.
+        texts: new embeddings.
+    """
 
     new: int
     removed: int
     renamed: int
+    texts: int
 
 
 @dataclass(frozen=True)
@@ -43,20 +65,25 @@ class Writer:
     Attributes:
         lock: shown to be held before every commit.
         logs: the snapshots in which the rows to come were missing.
+        throughput: of the workers and its own.
     """
 
     store: LatentStore
     lock: StoreLock
     logs: Mapping[str, DeltaTable]
+    throughput: Throughput
 
     def commit(self, result: Row) -> int:
         """Commit a finished shard, exactly once; returns its rows."""
-        self.lock.check()
         parts = parts_of(result)
-        for part in parts:
-            seen = self.logs[part.table].transaction_version(result["shard"]) or 0
-            self.store.commit(part.table, [part], result["shard"], seen + 1)
-        return sum(part.rows for part in parts)
+        rows = sum(part.rows for part in parts)
+        self.throughput.add(result["work"])
+        with self.throughput.timed(COMMIT, rows, sum(part.bytes for part in parts)):
+            self.lock.check()
+            for part in parts:
+                seen = self.logs[part.table].transaction_version(result["shard"]) or 0
+                self.store.commit(part.table, [part], result["shard"], seen + 1)
+        return rows
 
 
 def media_to_do(plan: Plan, store: LatentStore, retry_rejects: bool = False) -> Todo:
@@ -68,60 +95,57 @@ def media_to_do(plan: Plan, store: LatentStore, retry_rejects: bool = False) -> 
     return compare_files(plan.fingerprints, plan.captions_digests, rows)
 
 
-def update_media(plan: Plan, store: LatentStore, lock: StoreLock, context: Context) -> Changes:
-    """Encode the files the store lacks, drop changed or vanished ones, correct captions.
+def update(
+    plan: Plan, store: LatentStore, lock: StoreLock, context: Context, throughput: Throughput
+) -> Changes:
+    """Encode the files and embed the captions the store lacks, drop what is changed or gone.
 
     Raises:
         UserError: more rejects than the recipe allows, or somebody else took the lock.
     """
-    logs = {name: store.open(name) for name in MEDIA}
+    logs = {name: store.open(name) for name in TABLES}
     todo = media_to_do(plan, store, context.options.retry_rejects)
+    texts = _texts_to_do(plan, store, logs["texts"])
     gone = pa.Table.from_pylist([{"id": id} for id in todo.stale])
     for name in MEDIA:
         store.delete(name, gone)
+    gone = [dict(zip(TEXT_KEY, key, strict=True)) for key in texts.stale]
+    store.delete("texts", pa.Table.from_pylist(gone))
     store.replace("samples", _new_captions(plan, store, todo.renamed))
-    writer = Writer(store, lock, logs)
-    new = _encode_missing(plan, writer, todo, context)
-    return Changes(new, len(todo.stale), len(todo.renamed))
+    writer = Writer(store, lock, logs, throughput)
+    new = _make_missing(plan, writer, todo, texts.missing, context)
+    return Changes(new, len(todo.stale), len(todo.renamed), len(texts.missing))
 
 
-def update_texts(plan: Plan, store: LatentStore, lock: StoreLock, context: Context) -> int:
-    """Embed the captions the store lacks, drop those nobody has any more; returns how many new."""
-    log = store.open("texts")
-    columns = ["encoder", "caption_digest", "encoder_digest"]
+def _texts_to_do(plan: Plan, store: LatentStore, log: DeltaTable) -> Difference[tuple[str, str]]:
+    columns = [*TEXT_KEY, "encoder_digest"]
     stored = store.table("texts", log.version(), columns).to_pylist()
-    difference = compare(
+    return compare(
         plan.text_rows(),
         (((row["encoder"], row["caption_digest"]), row["encoder_digest"]) for row in stored),
     )
-    gone = [dict(zip(columns, key, strict=False)) for key in difference.stale]
-    store.delete("texts", pa.Table.from_pylist(gone))
-    section, verbose = context.recipe.encode, context.options.verbose
-    rows = list(_text_shards(plan, difference.missing, section.shard_size))
-    results = embed_captions(rows, plan.job, section.workers, verbose)
-    writer = Writer(store, lock, {"texts": log})
-    with context.progress(len(difference.missing), "embeddings", "captions") as bar:
-        _commit_all(writer, results, bar)
-    return len(difference.missing)
 
 
-# Media: files -> parts of one bucket each -> shards
-
-
-def _encode_missing(plan: Plan, writer: Writer, todo: Todo, context: Context) -> int:
+def _make_missing(
+    plan: Plan, writer: Writer, todo: Todo, texts: list[tuple[str, str]], context: Context
+) -> int:
+    """Returns the new rows of media."""
     section, verbose = context.recipe.encode, context.options.verbose
     refused = [plan.rejects[id] for id in todo.missing if id in plan.rejects]
     entries = [plan.entries[id] for id in todo.missing if id in plan.entries]
-    parts = _parts(plan, entries, context)
-    missing = [part for part in parts if part["id"] not in todo.kept]
+    missing = [part for part in _parts(plan, entries, context) if part["id"] not in todo.kept]
+    new = len(refused) + len(missing)
     refused += [part for part in missing if "reason" in part]
-    rows = list(shards_of([part for part in missing if "reason" not in part], section))
-    encoded = encode_media(rows, plan.job, section.workers, verbose)
+    good = [part for part in missing if "reason" not in part]
+    rows = [*shards_of(good, section), *_text_shards(plan, texts, section.shard_size)]
+    encoded = encode_shards(rows, plan.job, section.workers, verbose)
     results = itertools.chain(_refuse(writer.store, refused, section), encoded)
-    total = sum(len(json.loads(row["items"])) for row in rows) + len(refused)
-    with context.progress(total, "samples") as bar:
+    with context.progress(new + len(texts), "rows") as bar:
         _commit_all(writer, _within_ceiling(results, plan, section), bar)
-    return total
+    return new
+
+
+# Media: files -> parts of one bucket each -> shards
 
 
 def _parts(plan: Plan, entries: Sequence[Item], context: Context) -> list[Item]:
@@ -129,6 +153,8 @@ def _parts(plan: Plan, entries: Sequence[Item], context: Context) -> list[Item]:
     buckets = [bucket for bucket in plan.job.geometry.buckets() if bucket.frames == 1]
     plain = [entry for entry in entries if entry["kind"] == "image" and len(buckets) == 1]
     known = [{**entry, **only_part(entry), "bucket": buckets[0].name} for entry in plain]
+    if plan.job.flip:
+        known = [part for one in known for part in mirrored([one])]
     unknown = [entry for entry in entries if entry["kind"] != "image" or len(buckets) > 1]
     workers, verbose = context.recipe.encode.workers, context.options.verbose
     with context.progress(len(unknown), "files", "probe") as bar:
@@ -144,11 +170,16 @@ def shards_of(parts: list[Item], section: EncodeSection) -> Iterator[Row]:
     """Parts of one bucket, those of one file side by side, cut so that their pixels have room."""
     parts.sort(key=lambda part: (part["bucket"], part["source"], part["part"]))
     for name, group in itertools.groupby(parts, key=lambda part: part["bucket"]):
-        bucket = Bucket.parse(name)
-        pixels = 3 * bucket.frames * bucket.height * bucket.width
-        size = min(section.shard_size, max(1, section.shard_mib * 2**20 // pixels))
-        for items in cut(list(group), size):
-            yield {"shard": _shard_of(items), "bucket": name, "items": json.dumps(items)}
+        for items in cut(list(group), shard_limit(name, section)):
+            told = json.dumps(items)
+            yield {"shard": _shard_of(items), "bucket": name, "encoder": "", "items": told}
+
+
+def shard_limit(bucket: str, section: EncodeSection) -> int:
+    """The most parts of a shard of a bucket."""
+    size = Bucket.parse(bucket)
+    pixels = 3 * size.frames * size.height * size.width
+    return min(section.shard_size, max(1, section.shard_mib * 2**20 // pixels))
 
 
 def _shard_of(items: Sequence[Item]) -> str:
@@ -158,13 +189,13 @@ def _shard_of(items: Sequence[Item]) -> str:
 def _refuse(store: LatentStore, items: list[Item], section: EncodeSection) -> Iterator[Row]:
     """Write what was refused before it could be decoded; no worker is needed for that."""
     for some in cut(items, section.shard_size):
-        shard = _shard_of(some)
-        yield result_row(shard, write_parts(store, shard, rejects=list(map(reject_row, some))))
+        rejects = list(map(reject_row, some))
+        yield written(store, _shard_of(some), Throughput(), rejects=rejects)
 
 
 def _within_ceiling(results: Iterable[Row], plan: Plan, section: EncodeSection) -> Iterator[Row]:
     """The results, until there are more rejects than the recipe allows."""
-    rejected, files = 0, len(plan.fingerprints)
+    rejected, files = 0, len(plan.fingerprints) * (2 if plan.job.flip else 1)
     for result in results:
         yield result
         rejected += sum(part.rows for part in parts_of(result) if part.table == "rejects")
@@ -207,13 +238,13 @@ def _new_captions(plan: Plan, store: LatentStore, ids: Sequence[str]) -> pa.Tabl
 
 
 def _text_shards(plan: Plan, missing: list[tuple[str, str]], size: int) -> Iterator[Row]:
-    """The missing captions, encoder by encoder, as rows for `EncodeTexts`."""
+    """The missing captions, encoder by encoder, as rows of the same columns."""
     captions = {caption_digest(caption): caption for caption in plan.captions}
     for entry in plan.texts:
         for keys in cut([digest for name, digest in missing if name == entry.name], size):
             texts = json.dumps([captions[digest] for digest in keys])
             shard = shard_name([entry.name, entry.digest, *keys])
-            yield {"shard": shard, "encoder": entry.name, "items": texts}
+            yield {"shard": shard, "bucket": "", "encoder": entry.name, "items": texts}
 
 
 def _commit_all(writer: Writer, results: Iterable[Row], bar: Progress) -> None:

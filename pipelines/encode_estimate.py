@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ldm_core.latents.ledger import Todo
 from ldm_core.latents.store import parquet_bytes
-from pipelines.encode_changes import shards_of
+from pipelines.encode_changes import shard_limit, shards_of
 from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Item, Plan
 from pipelines.encode_workers import EncodeMedia, EncodeTexts, Row, table_of
@@ -69,7 +69,7 @@ def estimate(plan: Plan, todo: Todo, section: EncodeSection, count: int) -> Esti
     some = missing[:: max(1, len(missing) // count)][:count]
     media = _measure_media(plan, some, section)
     captions = _distinct(some)
-    text_s, text_bytes = _measure_texts(plan, captions)
+    text_s, text_bytes = _measure_texts(plan, captions, section)
     scale, text_scale = len(missing) / len(some), len(_distinct(missing)) / len(captions)
     return Estimate(
         files=len(missing),
@@ -87,7 +87,7 @@ class _Media:
     samples: int
     decode_s: float
     encode_s: float
-    bytes: int
+    bytes: float
 
 
 def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) -> _Media:
@@ -96,14 +96,14 @@ def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) 
     decode_s, probed = _timed(probe_entries, asked, plan.job)
     parts = [part for part in json.loads(probed["items"]) if "reason" not in part]
     encoder = EncodeMedia(plan.job, section.workers.threads, section.workers.device)
-    samples, encode_s, size = 0, 0.0, 0
+    samples, encode_s, size = 0, 0.0, 0.0
     for shard in shards_of(parts, section):
         seconds, decoded = _timed(decode_shard, shard, plan.job)
         decode_s += seconds
         seconds, (good, _) = _timed(encoder.rows, decoded)
         encode_s += seconds
         samples += len(good)
-        size += _bytes("samples", good)
+        size += _bytes("samples", good, shard_limit(shard["bucket"], section))
     return _Media(samples, decode_s, encode_s, size)
 
 
@@ -111,14 +111,15 @@ def _distinct(entries: Iterable[Item]) -> list[str]:
     return sorted({text for entry in entries for text, _ in entry["captions"]})
 
 
-def _measure_texts(plan: Plan, captions: list[str]) -> tuple[float, int]:
+def _measure_texts(plan: Plan, captions: list[str], section: EncodeSection) -> tuple[float, float]:
     """Seconds and bytes of captions."""
-    encoder, seconds, size = EncodeTexts(plan.job, 1, "cpu"), 0.0, 0
+    encoder = EncodeTexts(plan.job, section.workers.threads, section.workers.device)
+    seconds, size = 0.0, 0.0
     for entry in plan.texts:
         encoder.rows(entry.name, captions[:1])  # loads it
         spent, rows = _timed(encoder.rows, entry.name, captions)
         seconds += spent
-        size += _bytes("texts", rows)
+        size += _bytes("texts", rows, section.shard_size)
     return seconds, size
 
 
@@ -128,5 +129,7 @@ def _timed(work: Callable[..., T], *args: Any) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def _bytes(table: str, rows: list[Row]) -> int:
-    return len(parquet_bytes(table_of(table, rows, "estimate"))) if rows else 0
+def _bytes(table: str, rows: list[Row], limit: int) -> float:
+    """What rows take in files of `limit` rows, each of which has some kB of its own."""
+    whole, empty = (len(parquet_bytes(table_of(table, some, "estimate"))) for some in (rows, []))
+    return whole - empty + empty * len(rows) / limit if rows else 0.0

@@ -1,7 +1,7 @@
 """Stage 2: captioned pictures and videos -> a published version of the latent store.
 
-    list -> compare with the store's rows -> find the parts of new files -> decode and encode them
-         -> embed new captions -> publish a version that pins it all
+    list -> compare with the store's rows -> find the parts of new files -> decode and encode them,
+         embed new captions -> publish a version that pins it all
 
 Only what is new or changed is encoded, and every shard is committed as it is finished: after a
 kill the same command goes on where it was. A bad file becomes a row of `rejects` with its reason.
@@ -14,15 +14,17 @@ from functools import partial
 from typing import Any
 
 from ldm_core.errors import UserError
+from ldm_core.files import reach
 from ldm_core.latents.card import write_card
 from ldm_core.latents.describe import describe
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.lock import locked
 from ldm_core.latents.manifest import EncoderEntry, LatentStatistics, Manifest
 from ldm_core.latents.store import LatentStore, StoreVersion
-from pipelines.encode_changes import Changes, media_to_do, update_media, update_texts
+from pipelines.encode_changes import Changes, media_to_do, update
 from pipelines.encode_estimate import estimate
 from pipelines.encode_plan import Plan, describe_autoencoder, make_plan, missing_tiny_encoders
+from pipelines.encode_throughput import Throughput
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
 
@@ -37,6 +39,9 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
         UserError: no usable pictures, no autoencoder, or a size the autoencoder cannot take.
     """
     recipe = recipe.located()
+    if options.dry_run:
+        for place in (recipe.data, recipe.root):
+            reach(place)
     autoencoder = describe_autoencoder(recipe)
     if options.dry_run and missing_tiny_encoders(recipe):
         say_verdict("encode", "would run, and build the tiny text encoders")
@@ -69,16 +74,16 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
     store = LatentStore(plan.job.store)
     with locked(store.uri) as lock:
         store.create()
-        start = time.monotonic()
-        changes = update_media(plan, store, lock, context)
+        start, throughput = time.monotonic(), Throughput()
+        changes = update(plan, store, lock, context, throughput)
         seconds = time.monotonic() - start
         _check_media(plan, store)
-        new_texts = update_texts(plan, store, lock, context)
         manifest = _describe(plan, store)
         lock.check()
         version = _publish_if_new(store, manifest, changes)
     _warn_of_rejects(store.open_version(version))
     context.run.metrics({f"rejects/{reason}": n for reason, n in manifest.rejects.items()})
+    _tell_throughput(throughput, seconds, context)
     return {
         "version": version,
         "rows": manifest.counts["samples"] + manifest.counts["rejects"],
@@ -87,12 +92,21 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
         "new_rows": changes.new,
         "removed_rows": changes.removed,
         "renamed_rows": changes.renamed,
-        "new_texts": new_texts,
+        "new_texts": changes.texts,
         "duplicates": _say_duplicates(store.open_version(version)),
         "images_per_second": changes.new / seconds,
         "bytes": manifest.bytes,
         "content": manifest.content,
     }
+
+
+def _tell_throughput(throughput: Throughput, seconds: float, context: Context) -> None:
+    """Of the workers and of the committer, if there was anything to do."""
+    if throughput.kinds:
+        workers = context.recipe.encode.workers
+        waiting = throughput.waiting(seconds, workers.count, decoding=not workers.gpus)
+        throughput.print(waiting)
+        context.run.metrics({**throughput.metrics(), "throughput/waiting_share": waiting})
 
 
 def _check_media(plan: Plan, store: LatentStore) -> None:
@@ -122,6 +136,7 @@ def _describe(plan: Plan, store: LatentStore) -> Manifest:
         plan.job.max_tokens,
         auto.downsampling,
         LatentStatistics(mean=mean, std=std) if mean and std else None,
+        plan.job.unusual,
     )
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -20,6 +20,7 @@ from ldm_core.media.locators import MediaReader
 from ldm_core.media.parts import Pixels, decode_parts, find_parts
 from ldm_core.media.perceptual_hash import difference_hash
 from pipelines.encode_plan import Item, Job
+from pipelines.encode_throughput import DECODE, READ, Throughput
 
 READS_IN_FLIGHT = 16  # files held while one is decoded; a bucket answers each in tens of ms
 
@@ -47,16 +48,27 @@ def probe_entries(row: Row, job: Job) -> Row:
         except BadMedia as error:
             found.append({**entry, **only_part(entry), **reject_of(error)})
             continue
-        found += [
+        of_file = [
             {**part_of(entry, part.clip), "part": k, "parts": len(parts), "bucket": part.bucket}
             for k, part in enumerate(parts)
         ]
+        found += mirrored(of_file) if job.flip else of_file
     return {"items": json.dumps(found)}
 
 
 def only_part(entry: Item) -> Item:
     """What a file adds that is its own only part."""
     return {"source": entry["id"], "part": 0, "parts": 1}
+
+
+def mirrored(parts: Sequence[Item]) -> list[Item]:
+    """The parts of a file and, after them, their mirror images, all as parts of that file."""
+    count = len(parts)
+    some = [{**part, "parts": 2 * count} for part in parts]
+    return some + [
+        {**part, "part": part["part"] + count, "id": f"{part['id']}#mirrored", "mirrored": True}
+        for part in some
+    ]
 
 
 def part_of(entry: Item, clip: Clip | None) -> Item:
@@ -72,27 +84,40 @@ def decode_shard(row: Row, job: Job) -> Row:
 
     Args:
         row: "shard", "bucket", and "items" as JSON, as `probe_entries` makes them; those of one
-            file are neighbours.
+            file are neighbours. One with an "encoder" has captions, and passes as it is.
         job: says how long a file may take.
 
     Returns:
         The row with "items" completed (size, crop and hashes, or stage, reason, detail) and
-        "pixels": (n, T, H, W, 3) uint8 of the n usable ones, in order.
+        "pixels": (n, T, H, W, 3) uint8 of the n usable ones, in order; "work" is for `Throughput`.
     """
+    if row.get("encoder"):
+        return {**row, "pixels": b"", "work": ""}
     items: list[Item] = json.loads(row["items"])
     files = [list(group) for _, group in groupby(items, key=lambda item: item["source"])]
     guard = _guard(decode_parts, job.item_seconds, job.item_bytes)
-    pixels = bytearray()
-    for parts, data in _with_bytes(files):
+    pixels, throughput = bytearray(), Throughput()
+    for parts, data in throughput.each(READ, _with_bytes(files)):
         clips = [Clip(*part["clip"]) if "clip" in part else None for part in parts]
-        task = (data, parts[0]["kind"], clips, row["bucket"], job.item_seconds)
-        try:
-            found = guard.decode(*task)
-        except BadMedia as error:
-            found = [error] * len(parts)
-        _complete(parts, found, data)
-        pixels += b"".join(part.frames.tobytes() for part in found if isinstance(part, Pixels))
-    return {**row, "items": json.dumps(items), "pixels": bytes(pixels)}
+        each = list(dict.fromkeys(clips))  # of a part and its mirror image one
+        task = (data, parts[0]["kind"], each, row["bucket"], job.item_seconds)
+        with throughput.timed(DECODE, len(parts), len(data)):
+            try:
+                decoded = dict(zip(each, guard.decode(*task), strict=True))
+            except BadMedia as error:
+                decoded = dict.fromkeys(each, error)
+            found = [_turned(decoded[clip], part) for clip, part in zip(clips, parts, strict=True)]
+            _complete(parts, found, data)
+            pixels += b"".join(part.frames.tobytes() for part in found if isinstance(part, Pixels))
+    done = {"items": json.dumps(items), "pixels": bytes(pixels), "work": throughput.tell()}
+    return {**row, **done}
+
+
+def _turned(part: Pixels | BadMedia, item: Item) -> Pixels | BadMedia:
+    """The part, or its mirror image if the item is that."""
+    if isinstance(part, BadMedia) or not item.get("mirrored"):
+        return part
+    return replace(part, frames=part.frames[:, :, ::-1])
 
 
 def _complete(items: Sequence[Item], found: Sequence[Pixels | BadMedia], data: bytes) -> None:

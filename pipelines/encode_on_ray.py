@@ -1,4 +1,4 @@
-"""The encode job's two Ray Data pipelines: shards in, lists of written files out.
+"""The encode job's Ray Data pipelines: shards in, lists of written files out.
 
 Results arrive in the order shards are finished, while others are still running.
 """
@@ -12,7 +12,7 @@ import ray
 from pipelines import ray_runtime
 from pipelines.encode_media import Row, decode_shard, probe_entries
 from pipelines.encode_plan import Item, Job
-from pipelines.encode_workers import EncodeMedia, EncodeTexts
+from pipelines.encode_workers import EncodeShard
 from pipelines.recipes.sections import Workers
 
 PROBED_AT_ONCE = 64  # files of a task
@@ -30,22 +30,16 @@ def probe_files(
             yield from json.loads(row["items"])
 
 
-def encode_media(rows: list[Row], job: Job, workers: Workers, verbose: bool) -> Iterator[Row]:
-    """Decode shards of media in CPU tasks and encode them on actors; see `decode_shard`."""
+def encode_shards(rows: list[Row], job: Job, workers: Workers, verbose: bool) -> Iterator[Row]:
+    """Decode shards of media in CPU tasks, encode them and shards of captions on actors; see
+    `decode_shard` and `EncodeShard`."""
     if rows:
         # Ray Data fuses decoding with the actors if both ask for the same: so without GPUs, and
         # then actors cannot take all the CPUs and leave none to decode.
         cpus = 1 if workers.gpus else workers.cpus
         decode = partial(decode_shard, job=job)
         decoded = _shards(rows, workers, verbose).map(decode, num_cpus=cpus)
-        yield from _on_actors(decoded, EncodeMedia, len(rows), job, workers)
-
-
-def embed_captions(rows: list[Row], job: Job, workers: Workers, verbose: bool) -> Iterator[Row]:
-    """Embed shards of captions on actors; see `EncodeTexts`."""
-    if rows:
-        shards = _shards(rows, workers, verbose)
-        yield from _on_actors(shards, EncodeTexts, len(rows), job, workers)
+        yield from _on_actors(decoded, len(rows), job, workers)
 
 
 def _shards(rows: list[Row], workers: Workers, verbose: bool) -> ray.data.Dataset:
@@ -57,12 +51,11 @@ def _shards(rows: list[Row], workers: Workers, verbose: bool) -> ray.data.Datase
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
-def _on_actors(
-    shards: ray.data.Dataset, actor: type, count: int, job: Job, workers: Workers
-) -> Iterator[Row]:
+def _on_actors(shards: ray.data.Dataset, count: int, job: Job, workers: Workers) -> Iterator[Row]:
     """Map the shards over a pool that grows to `workers.count`, but not beyond the shards."""
     most = min(workers.count, count)
     first = 1 if workers.gpus else most  # with GPUs the rest must leave CPUs for decoding
+    actor: type = EncodeShard
     results = shards.map(
         actor,
         fn_constructor_args=(job, workers.threads, workers.device),

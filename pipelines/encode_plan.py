@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts, autoencoder_facts
+from ldm_core.autoencoders.tiling import check_tile
 from ldm_core.files import absolute, exists, join
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
@@ -19,6 +20,7 @@ from pipelines.recipes.schema import Recipe, check_size
 from pipelines.recipes.sections import EncodeSection
 
 CODE = "buckets 1"  # names what this code does to media; a change makes rows stale
+_USUAL = {"precision": "fp32", "tile": None, "flip": False}
 
 Item = dict[str, Any]  # a file or a part of one on its way, with what is found about it
 
@@ -37,8 +39,17 @@ class Job:
     max_tokens: int
     text_dtype: str = "float16"
     channels_last: bool = True
+    precision: str = "fp32"
+    tile: int | None = None
+    flip: bool = False
     item_seconds: float = 120.0
     item_bytes: int = 4 << 30
+
+    @property
+    def unusual(self) -> dict[str, Any]:
+        """What decides latents and is not as it was before it could be chosen."""
+        chosen = {"precision": self.precision, "tile": self.tile, "flip": self.flip}
+        return {k: chosen[k] for k, usual in _USUAL.items() if chosen[k] != usual}
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,8 @@ def missing_tiny_encoders(recipe: Recipe) -> bool:
 
 def _job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
     section, multiple = recipe.encode, autoencoder.temporal_downsampling or 1
+    if section.tile:
+        check_tile(section.tile, autoencoder.downsampling)
     return Job(
         store=absolute(recipe.product("latents")),
         geometry=Geometry(
@@ -143,6 +156,9 @@ def _job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
         max_tokens=recipe.text.max_tokens,
         text_dtype=section.text_dtype,
         channels_last=section.channels_last,
+        precision=section.precision,
+        tile=section.tile,
+        flip=section.flip,
         item_seconds=section.item_seconds,
         item_bytes=int(section.item_gib * 2**30),
     )
@@ -155,6 +171,7 @@ def _clip_rule(section: EncodeSection, multiple: int) -> ClipRule:
 def _decisive(job: Job, autoencoder: AutoencoderFacts) -> dict[str, list[object]]:
     """What decides the latents of every file of a kind, but for its bytes."""
     geometry: list[object] = [autoencoder.digest, asdict(job.geometry), CODE]
+    geometry += [job.unusual] if job.unusual else []  # else rows of earlier programs stay current
     still = geometry.copy()
     still[1] = asdict(job.geometry) | {"frames": (1,)}  # how videos are cut is no matter of theirs
     return {"image": still, "video": [*geometry, asdict(job.clips)]}

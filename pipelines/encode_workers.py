@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ldm_core.autoencoders.autoencoder import Posterior, load_autoencoder
+from ldm_core.autoencoders.autoencoder import Autoencoder, Posterior, load_autoencoder
+from ldm_core.autoencoders.tiling import TiledAutoencoder
 from ldm_core.errors import BadMedia, UserError
-from ldm_core.latents.codec import encode_embedding
+from ldm_core.latents.codec import encode_embedding, measured_embedding
 from ldm_core.latents.schema import (
     ARRAY_DTYPE,
     TABLES,
@@ -35,8 +36,29 @@ from ldm_core.media.pixels import to_pixels
 from ldm_core.text.encoders import TextEmbedding, TextEncoder, load_clip, load_t5
 from pipelines.encode_media import Row, reject_of
 from pipelines.encode_plan import Item, Job, stored_as
+from pipelines.encode_throughput import ENCODE, TEXT, WRITE, Throughput
 
 CPU_PIXELS = 2**17  # 32 pictures of 64 x 64, 2 of 256 x 256; larger batches are slower there
+
+
+class EncodeShard:
+    """A shard of either kind -> Parquet files, not yet committed.
+
+    One actor does both, so that no other has to start for the captions, and nobody waits for the
+    last picture. The encoders of one kind are held at a time: a GPU may lack room for both.
+    """
+
+    def __init__(self, job: Job, threads: int, device: str) -> None:
+        self._arguments = (job, threads, device)
+        self._worker: EncodeMedia | EncodeTexts | None = None
+
+    def __call__(self, row: Row) -> Row:
+        """Encode one shard; the result row lists the files written."""
+        kind = EncodeTexts if row["encoder"] else EncodeMedia
+        if not isinstance(self._worker, kind):
+            self._worker = None  # first: there may be no room for a moment either
+            self._worker = kind(*self._arguments)
+        return self._worker(row)
 
 
 class EncodeMedia:
@@ -45,13 +67,15 @@ class EncodeMedia:
     def __init__(self, job: Job, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
         self.job, self.store, self.device = job, LatentStore(job.store), device
-        self.autoencoder = load_autoencoder(job.autoencoder, self.device, job.channels_last)
+        self.autoencoder = _loaded(job, device)
 
     def __call__(self, row: Row) -> Row:
         """Encode one shard; the result row lists the files written."""
-        samples, rejects = self.rows(row)
-        parts = write_parts(self.store, row["shard"], samples=samples, rejects=rejects)
-        return result_row(row["shard"], parts)
+        throughput = Throughput()
+        throughput.add(row["work"])
+        with throughput.timed(ENCODE, len(json.loads(row["items"]))):
+            samples, rejects = self.rows(row)
+        return written(self.store, row["shard"], throughput, samples=samples, rejects=rejects)
 
     def rows(self, row: Row) -> tuple[list[Row], list[Row]]:
         """The rows of samples and of rejects that a decoded shard makes."""
@@ -69,7 +93,9 @@ class EncodeMedia:
 
     def _at_once(self, bucket: Bucket) -> int:
         """Parts of a batch: as many as the job says, on a CPU no more than its caches have room
-        for."""
+        for; one of those that are cut into tiles."""
+        if self.job.tile and max(bucket.height, bucket.width) > self.job.tile:
+            return 1
         frames = self.job.batch_size
         if self.device == "cpu":
             frames = min(frames, CPU_PIXELS // (bucket.height * bucket.width))
@@ -135,6 +161,12 @@ class EncodeMedia:
         }
 
 
+def _loaded(job: Job, device: str) -> Autoencoder:
+    dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
+    whole = load_autoencoder(job.autoencoder, device, job.channels_last, dtype)
+    return TiledAutoencoder(whole, job.tile) if job.tile else whole
+
+
 class EncodeTexts:
     """Shard of captions -> Parquet file of embeddings, not yet committed.
 
@@ -148,8 +180,10 @@ class EncodeTexts:
 
     def __call__(self, row: Row) -> Row:
         """Embed one shard; the result row lists the file written."""
-        texts = self.rows(row["encoder"], json.loads(row["items"]))
-        return result_row(row["shard"], write_parts(self.store, row["shard"], texts=texts))
+        captions, throughput = json.loads(row["items"]), Throughput()
+        with throughput.timed(TEXT, len(captions)):
+            texts = self.rows(row["encoder"], captions)
+        return written(self.store, row["shard"], throughput, texts=texts)
 
     def rows(self, name: str, captions: list[str]) -> list[Row]:
         """The rows of `texts` that an encoder makes of captions."""
@@ -171,22 +205,24 @@ class EncodeTexts:
         tokens, pooled = embedding.tokens, embedding.pooled
         dtype = ARRAY_DTYPE if tokens is None else self.job.text_dtype
         try:
+            data, error = (None, None) if tokens is None else measured_embedding(tokens, dtype)
             return {
                 "caption_digest": caption_digest(caption),
                 "caption": caption,
                 "encoder": encoder.name,
-                "tokens": None if tokens is None else encode_embedding(tokens, dtype),
+                "tokens": data,
                 "tokens_shape": None if tokens is None else list(tokens.shape),
                 "pooled": None if pooled is None else encode_embedding(pooled[None], dtype),
                 "pooled_size": None if pooled is None else pooled.numel(),
                 "dtype": dtype,
                 "encoder_digest": stored_as(encoder.digest, self.job.text_dtype),
+                "relative_error": error,
             }
-        except BadMedia as error:
+        except BadMedia as bad:
             raise UserError(
-                f"{encoder.name} embeds the caption {caption!r} beyond 16 bits ({error.detail}): "
+                f"{encoder.name} embeds the caption {caption!r} beyond 16 bits ({bad.detail}): "
                 "use another text encoder"
-            ) from error
+            ) from bad
 
 
 def reject_row(item: Item) -> Row:
@@ -196,23 +232,22 @@ def reject_row(item: Item) -> Row:
     return {**about, **{name: item[name] for name in names}}
 
 
-def write_parts(store: LatentStore, shard: str, **tables: list[Row]) -> list[PartFile]:
-    """A file for every table that has rows of this shard."""
-    return [
-        store.write_part(name, table_of(name, rows, shard), shard)
-        for name, rows in tables.items()
-        if rows
-    ]
+def written(store: LatentStore, shard: str, throughput: Throughput, **tables: list[Row]) -> Row:
+    """Write a file for every table that has rows of this shard; the result for the driver, which is
+    small, whatever the shard's size."""
+    parts = []
+    for name, rows in tables.items():
+        if rows:
+            table = table_of(name, rows, shard)
+            with throughput.timed(WRITE, len(rows), table.nbytes):
+                parts.append(store.write_part(name, table, shard))
+    told = json.dumps([asdict(part) for part in parts])
+    return {"shard": shard, "parts": told, "work": throughput.tell()}
 
 
 def table_of(name: str, rows: list[Row], shard: str) -> pa.Table:
     """Rows as a table of the store."""
     return pa.Table.from_pylist([{**row, "shard": shard} for row in rows], schema=TABLES[name])
-
-
-def result_row(shard: str, parts: Sequence[PartFile]) -> Row:
-    """What goes back to the driver: small, whatever the shard's size."""
-    return {"shard": shard, "parts": json.dumps([asdict(part) for part in parts])}
 
 
 def parts_of(result: Row) -> list[PartFile]:

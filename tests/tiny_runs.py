@@ -14,7 +14,7 @@ from pipelines import encode_changes
 from pipelines.encode_latents import encode
 from pipelines.encode_media import Row, decode_shard, probe_entries
 from pipelines.encode_plan import Item, Job
-from pipelines.encode_workers import EncodeMedia, EncodeTexts
+from pipelines.encode_workers import EncodeShard
 from pipelines.ray_training import Job as TrainingJob
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
@@ -47,17 +47,13 @@ def encode_here(recipe: Recipe, options: Options | None = None) -> Record:
     def parts(entries: list[Item], job: Job, *_: object) -> list[Item]:
         return json.loads(probe_entries({"items": json.dumps(entries)}, job)["items"])
 
-    def media(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
-        encode = EncodeMedia(job, threads=1, device="cpu")
+    def shards(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
+        encode = EncodeShard(job, threads=1, device="cpu")
         return (encode(decode_shard(row, job)) for row in rows)
-
-    def captions(rows: list[Row], job: Job, *_: object) -> Iterator[Row]:
-        return map(EncodeTexts(job, threads=1, device="cpu"), rows)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode_changes, "probe_files", parts)
-        patch.setattr(encode_changes, "encode_media", media)
-        patch.setattr(encode_changes, "embed_captions", captions)
+        patch.setattr(encode_changes, "encode_shards", shards)
         return encode(recipe, options or Options())
 
 

@@ -134,6 +134,12 @@ class EncodeSection(Section):
         text_dtype: "int8-b16" takes 5/9 of the bytes of "float16".
         channels_last: the memory layout of the autoencoder's convolutions: a quarter less time on
             CPUs, other rounding.
+        precision: in which the autoencoder computes; "bf16" is faster on GPUs and on CPUs with
+            units for it, and its latents are off by about 1 % of their spread.
+        tile: side in pixels of the tiles in which larger pictures and frames are encoded, one at a
+            time; None encodes them whole.
+        flip: whether every picture and clip has a second row, mirrored left to right. Captions stay
+            as they are: not for data whose captions say left and right.
         max_reject_share: the job stops when more of the files than this are rejects.
         item_seconds, item_gib: a file that takes more to decode is a reject.
         worker_hour_price: for the cost a dry run tells, in whatever currency.
@@ -150,6 +156,9 @@ class EncodeSection(Section):
     cut_at_scenes: bool = False
     text_dtype: Literal["float16", "int8-b16"] = "float16"
     channels_last: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    tile: int | None = Field(None, ge=1)
+    flip: bool = False
     max_reject_share: float = Field(0.5, ge=0, le=1)
     item_seconds: float = Field(120.0, gt=0)
     item_gib: float = Field(4.0, gt=0)

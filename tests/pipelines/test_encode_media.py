@@ -196,6 +196,12 @@ def test_captions_in_eight_bits(folder):
     version = encoded(recipe.model_copy(update={"encode": small}))
     assert version.number == 2
     assert set(version.table("texts")["dtype"].to_pylist()) == {"int8-b16", "float16"}
+    rows = version.table("texts").to_pylist()
+    assert all((row["relative_error"] is None) == (row["encoder"] == "clip") for row in rows)
+    [(name, error)] = version.manifest.rounding.items()
+    assert (name, error.captions) == ("t5", len(rows) // 2)
+    assert 1e-4 < error.mean <= error.largest < 0.01
+    assert "t5 tokens are in 8 bits" in Path(version.store.uri, "README.md").read_text()
     near = LatentReader(version).batch(np.arange(3), np.zeros(3, int), 0).condition
     error = (near.tokens - exact.tokens).norm() / exact.tokens.norm()
     assert 0 < error < 0.01

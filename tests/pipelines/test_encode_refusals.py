@@ -12,7 +12,7 @@ from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
 from pipelines import encode_plan
 from pipelines.encode_latents import _check_media, encode
-from pipelines.encode_on_ray import encode_media
+from pipelines.encode_on_ray import encode_shards
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.exit_codes import exit_code
 from pipelines.recipes.schema import Recipe
@@ -46,10 +46,11 @@ def changed(recipe: Recipe, data: str | None = None, **encode: object) -> Recipe
 @pytest.mark.ray
 def test_what_only_a_worker_finds_is_told_in_one_line(data, recipe, ray_session, capsys):
     gone = {"id": "gone", "source": "gone", "kind": "image", "uri": str(data / "gone.png")}
-    rows = [{"shard": "s", "bucket": f"{SIZE}x{SIZE}x1", "items": json.dumps([gone])}]
+    bucket = f"{SIZE}x{SIZE}x1"
+    rows = [{"shard": "s", "bucket": bucket, "encoder": "", "items": json.dumps([gone])}]
     job = make_plan(recipe, describe_autoencoder(recipe)).job
     capsys.readouterr()
-    assert exit_code(lambda: list(encode_media(rows, job, Workers(), verbose=False)), []) == 2
+    assert exit_code(lambda: list(encode_shards(rows, job, Workers(), verbose=False)), []) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ldm: {data}/gone.png was listed but a worker cannot read it")
     assert line.endswith("it goes on from what is finished")
