@@ -141,6 +141,8 @@ def read_checkpoint(uri: str) -> Checkpoint:
     """
     try:
         written = json.loads(patiently(lambda: read_bytes(join(uri, MANIFEST))))
+    except FileNotFoundError as error:
+        raise Damaged(f"{MANIFEST} is missing") from error
     except ValueError as error:
         raise Damaged(f"{MANIFEST} is cut or garbled ({error})") from error
     if not isinstance(written, dict) or written.get("checksum") != _checksum(written):

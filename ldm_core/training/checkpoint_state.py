@@ -47,11 +47,14 @@ class TrainingState:
         network: with its master weights, in whatever layout; itself, not DDP around it.
         optimizers: between them each weight at most once.
         averages: of the weights, by a name that is the same when the run goes on.
+        trained_only: whether frozen weights are left out, as of a network with adapters, which then
+            begins again with the weights it began with.
     """
 
     network: nn.Module
     optimizers: Sequence[torch.optim.Optimizer] = ()
     averages: Mapping[str, Average] = field(default_factory=dict)
+    trained_only: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; those of the run, not copies."""
@@ -84,11 +87,20 @@ class TrainingState:
             self._load_optimizer(optimizer, checkpoint)
 
     def _weights(self) -> dict[str, Tensor]:
-        weights = {MODEL + name: value for name, value in _named(self.network.state_dict())}
+        sources = {MODEL: self.network.state_dict()}
         for title, average in self.averages.items():
-            shadow = _named(average.state_dict())
-            weights |= {f"{AVERAGE}{title}/{name}": value for name, value in shadow}
-        return weights
+            sources[f"{AVERAGE}{title}/"] = average.state_dict()
+        frozen = self._frozen() if self.trained_only else set()
+        return {
+            kind + name: value
+            for kind, weights in sources.items()
+            for name, value in _named(weights)
+            if name not in frozen
+        }
+
+    def _frozen(self) -> set[str]:
+        named = _named(dict(self.network.named_parameters()))
+        return {name for name, weight in named if not weight.requires_grad}
 
     def _optimized(self) -> Iterator[tuple[torch.optim.Optimizer, str, Tensor]]:
         """Every optimised weight with its name."""

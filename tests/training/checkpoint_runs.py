@@ -4,6 +4,7 @@ process starts quickly."""
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -35,11 +36,10 @@ class Small(nn.Module):
         super().__init__()
         self.first = nn.Linear(3, 6)
         self.second = nn.Linear(6, 5, bias=False)
+        self.third = nn.Linear(5, 7, bias=False)
+        self.fourth = nn.Linear(7, 4, bias=False)
         self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("seen", torch.tensor(2**40 + 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * self.second(torch.tanh(self.first(x)))
 
 
 def new_state(shard: Callable[[nn.Module], object] = lambda network: None) -> TrainingState:
@@ -47,8 +47,7 @@ def new_state(shard: Callable[[nn.Module], object] = lambda network: None) -> Tr
     torch.manual_seed(0)
     network = Small()
     shard(network)
-    matrices = [network.first.weight, network.second.weight]
-    muon = Muon(matrices, 0.1)
+    muon = Muon([weight for weight in network.parameters() if weight.ndim == 2], 0.1)
     adamw = torch.optim.AdamW([network.first.bias, network.scale], 0.1, fused=True)
     averages = {"ema": Ema(network, 0.9), "power": PowerEma(network, 0.1)}
     return TrainingState(network, (muon, adamw), averages)
@@ -58,15 +57,13 @@ def normal(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def go_on(state: TrainingState, first: int, end: int, muon: bool = True) -> None:
-    """Steps with made-up gradients, the same in every layout: all of it is elementwise but Muon."""
-    of_matrices, adamw = state.optimizers
+def go_on(state: TrainingState, first: int, end: int) -> None:
+    """Steps with made-up gradients, the same in every layout."""
     for step in range(first, end):
         for i, weight in enumerate(state.network.parameters()):
             weight.grad = as_laid_out(normal(tuple(weight.shape), 100 * step + i), weight)
-        if muon:
-            of_matrices.step()
-        adamw.step()
+        for optimizer in state.optimizers:
+            optimizer.step()
         for average in state.averages.values():
             average.update(state.network)
 
@@ -102,6 +99,26 @@ def gloo(rank: int, world: int, rendezvous: str):
         yield
     finally:
         dist.destroy_process_group()
+
+
+# As threads
+
+
+def ranks_of_threads(world: int) -> list[Ranks]:
+    """Workers that exchange what they give by a list in common."""
+    values, barrier = [None] * world, threading.Barrier(world)
+
+    def ranks(rank: int) -> Ranks:
+        def exchange(value):
+            values[rank] = value
+            barrier.wait(60)
+            all_values = list(values)
+            barrier.wait(60)
+            return all_values
+
+        return Ranks(rank, world, exchange)
+
+    return [ranks(rank) for rank in range(world)]
 
 
 # Through all layouts
@@ -146,7 +163,7 @@ def _take_over(folder: str, stage: int, shard, expected: dict[int, dict[str, Ten
     state.load(found)
     assert (wrong := differing(whole(state), expected[stage - 1])) == [], wrong
     assert [average.updates for average in state.averages.values()] == [1 + stage] * 2
-    go_on(state, 1 + stage, 2 + stage, muon=LAYOUTS[stage] in ("one", "ddp 2"))
+    go_on(state, 1 + stage, 2 + stage)
     assert (wrong := differing(whole(state), expected[stage])) == [], wrong
     mine.save(2 + stage, state.tensors(), state.facts())
     mine.wait()

@@ -47,7 +47,7 @@ def test_from_layout_to_layout(processes, tmp_path):
     first.wait()
     expected[0] = whole(state)
     for stage in range(1, len(LAYOUTS)):
-        go_on(state, 1 + stage, 2 + stage, muon=LAYOUTS[stage] in ("one", "ddp 2"))
+        go_on(state, 1 + stage, 2 + stage)
         expected[stage] = whole(state)
     torch.save(expected, tmp_path / "expected.pt")
     barrier = processes.Barrier(4)

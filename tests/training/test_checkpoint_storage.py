@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_runs import ARCHITECTURE, content, differing
+from checkpoint_runs import ARCHITECTURE, content, differing, ranks_of_threads
 from faulty_proxy import FaultyProxy
 from proxy_faults import Request, broken_off, by_lot, fails, lost_answer, to
 
@@ -23,7 +22,6 @@ from ldm_core.patient_s3 import PatientS3
 from ldm_core.training import checkpoint_patience
 from ldm_core.training.checkpoint_folder import INDEX, MANIFEST, STATE, listing
 from ldm_core.training.checkpoint_newest import newest
-from ldm_core.training.checkpoint_ranks import Ranks
 from ldm_core.training.checkpoint_retention import Retention
 from ldm_core.training.checkpoint_tensors import read_tensors
 from ldm_core.training.checkpoints import Checkpoints, SaveFailed
@@ -183,22 +181,6 @@ def test_sixty_four_workers_ask_for_each_object_once(root, proxy):
     assert max(sizes) < 1.5 * min(sizes)
     found = newest(root)
     assert differing(read_tensors(found, ""), tensors) == []
-
-
-def ranks_of_threads(world: int) -> list[Ranks]:
-    values, barrier = [None] * world, threading.Barrier(world)
-
-    def ranks(rank: int) -> Ranks:
-        def exchange(value):
-            values[rank] = value
-            barrier.wait(60)
-            all_values = list(values)
-            barrier.wait(60)
-            return all_values
-
-        return Ranks(rank, world, exchange)
-
-    return [ranks(rank) for rank in range(world)]
 
 
 def test_a_full_disk_costs_a_save_and_no_more(tmp_path):

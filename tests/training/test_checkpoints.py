@@ -2,11 +2,19 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_runs import ARCHITECTURE, differing, go_on, new_state, whole
+from checkpoint_runs import (
+    ARCHITECTURE,
+    differing,
+    go_on,
+    new_state,
+    ranks_of_threads,
+    whole,
+)
 from safetensors.torch import load_file
 
 from ldm_core.errors import UserError
@@ -25,6 +33,7 @@ from ldm_core.training.checkpoint_folder import (
     read_checkpoint,
 )
 from ldm_core.training.checkpoint_newest import newest
+from ldm_core.training.checkpoint_ranks import Ranks
 from ldm_core.training.checkpoint_retention import Retention, sweep
 from ldm_core.training.checkpoint_state import TrainingState
 from ldm_core.training.checkpoint_tensors import read_tensors
@@ -255,6 +264,48 @@ def test_storage_that_answers_again_in_time_is_no_failure(root, monkeypatch):
     assert left[0] == 1000 - checkpoint_patience.ATTEMPTS
     assert steps_in(root) == [1]
     assert len(listing(root)) == 1  # what there was of the failed one is gone
+
+
+def test_what_fails_for_one_worker_fails_for_all_and_can_be_told_apart(root, monkeypatch):
+    write, broken = checkpoints.write_bytes, [True]
+
+    def fails_for_the_second(uri: str, data: bytes) -> None:
+        if broken[0] and "part-00001" in uri:
+            raise PermissionError(f"may not write {uri}")
+        write(uri, data)
+
+    monkeypatch.setattr(checkpoints, "write_bytes", fails_for_the_second)
+    tensors = {f"model/{i}": torch.ones(8) for i in range(6)}
+    everybody = [Checkpoints(root, ARCHITECTURE, ranks=ranks) for ranks in ranks_of_threads(3)]
+
+    def work(made: Checkpoints) -> str:
+        made.save(1, tensors, {})
+        try:
+            made.wait()
+        except SaveFailed as error:
+            return str(error)
+        return "saved"
+
+    with ThreadPoolExecutor(3) as pool:
+        [words] = set(pool.map(work, everybody))
+        assert "part-00001" in words
+        assert list(Path(root).iterdir()) == []
+        broken[0] = False
+        assert set(pool.map(work, everybody)) == {"saved"}
+    assert newest(root).manifest.workers == 3
+
+
+def test_errors_that_cannot_travel_are_told_in_words():
+    class Odd(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    def fail() -> None:
+        raise Odd(1, 2)
+
+    for ranks in (Ranks(), ranks_of_threads(1)[0]):
+        with pytest.raises(RuntimeError, match="Odd: 1 and 2"):
+            ranks.first(fail)
 
 
 # Which is the newest

@@ -93,6 +93,24 @@ def test_out_of_a_checkpoint_and_merged(tmp_path):
         assert torch.equal(again.state_dict()[name], weight)
 
 
+def test_a_checkpoint_of_the_adapters_alone(tmp_path):
+    network = adapted()
+    average = Ema(network, 0.5)
+    trained(network, average)
+    state = TrainingState(network, (), {"ema": average}, trained_only=True)
+    assert {name.split("/")[0] for name in state.tensors()} == {"model", "average"}
+    assert all("lora_" in name for name in state.tensors())
+    made = Checkpoints(str(tmp_path), architecture_of(network) | {"lora": [RANK, ALPHA]})
+    made.save(3, state.tensors(), state.facts())
+    made.wait()
+    again = adapted()
+    other = TrainingState(again, (), {"ema": Ema(again, 0.5)}, trained_only=True)
+    other.load(made.newest())
+    for mine, theirs in ((again, network), (other.averages["ema"], average)):
+        for name, weight in theirs.state_dict().items():
+            assert torch.equal(mine.state_dict()[name], weight)
+
+
 def test_layers_that_are_not_there_are_refused():
     with pytest.raises(UserError, match=r"no layer of DiT has a name that ends in nothing\.here"):
         add_lora(trained_dit(), 2, 2, ["nothing.here"])
