@@ -135,9 +135,12 @@ def muon_and_adamw(
     rank: int = 0,
     world: int = 1,
 ) -> Optimizers:
-    """Muon on `matrices`, AdamW on the network's other parameters (decay on matrices only)."""
-    chosen = {id(weight): weight for weight in matrices}
-    rest = [weight for weight in network.parameters() if id(weight) not in chosen]
+    """Muon on `matrices`, AdamW on the network's other parameters (decay on matrices only).
+
+    Neither has what needs no gradient. Of a sharded network, choose matrices after it was sharded.
+    """
+    chosen = {id(weight): weight for weight in matrices if weight.requires_grad}
+    rest = [weight for weight in _trained(network) if id(weight) not in chosen]
     muon = Muon(
         chosen.values(),
         learning_rate,
@@ -150,8 +153,12 @@ def muon_and_adamw(
 
 
 def adamw(network: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> Optimizers:
-    """AdamW on all of the network's parameters (decay on matrices only)."""
-    return Optimizers(_adamw(list(network.parameters()), learning_rate, weight_decay))
+    """AdamW on all of the network's parameters that are trained (decay on matrices only)."""
+    return Optimizers(_adamw(_trained(network), learning_rate, weight_decay))
+
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in network.parameters() if weight.requires_grad]
 
 
 def _adamw(weights: Sequence[Tensor], learning_rate: float, decay: float) -> torch.optim.Optimizer:

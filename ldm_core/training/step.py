@@ -125,6 +125,7 @@ class TrainingStep:
         self, parallel: Parallel, own: list[Losses], spare: Losses | None, count: int, total: Any
     ) -> Tensor:
         """Leave the gradients behind; returns this worker's part of the mean loss."""
+        assert count >= len(own), f"{len(own)} micro-batches in {count} passes"
         again = own[-1] if own else spare
         assert count == len(own) or again is not None, "a worker without samples needs a spare"
         loss = torch.zeros((), device=self.device)

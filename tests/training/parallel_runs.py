@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,7 @@ from ldm_core.training.guard import SpikeGuard
 from ldm_core.training.layout import Layout
 from ldm_core.training.optimizers import Muon, adamw, hidden_matrices, muon_and_adamw
 from ldm_core.training.parallel import Parallel, parallelise
-from ldm_core.training.power_ema import PowerEma
+from ldm_core.training.power_ema import PowerEma, combine_snapshots
 from ldm_core.training.recomputation import Recompute, recompute_all, recompute_cheap
 from ldm_core.training.schedules import warmup_then_decay
 from ldm_core.training.shards import deal_out, held_bytes, whole, whole_weights
@@ -108,6 +109,7 @@ class Case:
     bad: int | None = None
     dtype: torch.dtype = torch.float32
     muon: bool = True
+    compile: bool = False
 
 
 @dataclass
@@ -139,7 +141,10 @@ def sample_losses(model: nn.Module, case: Case, step: int, ids: list[int]) -> Te
 def arranged(case: Case) -> Parallel:
     network = case.make()
     blocks = [block for part in lists_of_blocks(network) for block in part]
-    return parallelise(network, blocks, case.layout, CPU, case.dtype, case.recompute)
+    return parallelise(
+        network, blocks, case.layout, CPU, case.dtype, case.recompute,
+        compile=case.compile, backend="aot_eager",
+    )  # fmt: skip
 
 
 def lists_of_blocks(network: nn.Module) -> list[nn.Module]:
@@ -234,10 +239,18 @@ ON_FOUR = {
     "fsdp four": Case(Layout(shard=4)),
 }
 
+COMPILED = {
+    "fsdp compiled": Case(Layout(shard=2), compile=True, recompute=recompute_cheap),
+    "context compiled": Case(Layout(context=2), compile=True),
+    "context single compiled": Case(
+        Layout(context=2), make=video_mmdit, compile=True, recompute=recompute_all
+    ),
+}
+
 
 def alone(case: Case) -> Case:
     """The same training by one process, every step as one batch."""
-    return replace(case, layout=Layout(), shares=evenly, recompute=None)
+    return replace(case, layout=Layout(), shares=evenly, recompute=None, compile=False)
 
 
 def sharded_muon() -> list[Tensor]:
@@ -282,18 +295,36 @@ def refusals() -> list[str]:
     return said
 
 
+def combined() -> Tensor:
+    """Of snapshots that are shards."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    snapshots = [{"w": distribute_tensor(normal(5, 3, seed=i), mesh, [Shard(0)])} for i in range(3)]
+    return whole(combine_snapshots(snapshots, SNAPSHOT_SHARES)["w"])
+
+
+SNAPSHOT_SHARES = torch.tensor([0.7, -0.2, 0.5])
+
+
 def be_one_of(rank: int, folder: str) -> None:
     """Be one of four processes, the first two of which also work as a pair."""
+    outcomes = in_group(rank, 2, ON_TWO, folder) if rank < 2 else {}
+    outcomes |= in_group(rank, 4, ON_FOUR, folder)
+    torch.save(outcomes, Path(folder, f"{rank}.pt"))
+
+
+def be_one_of_two_that_compile(rank: int, folder: str) -> None:
+    torch.save(in_group(rank, 2, COMPILED, folder), Path(folder, f"{rank}.pt"))
+
+
+def in_group(rank: int, world: int, cases: dict[str, Case], folder: str) -> dict[str, Any]:
+    """What one of `world` processes has to show."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    outcomes = {}
-    for world, cases in ((2, ON_TWO), (4, ON_FOUR)):
-        if rank >= world:
-            continue
-        dist.init_process_group("gloo", f"file://{folder}/{world}", rank=rank, world_size=world)
-        outcomes |= {name: train(case).__dict__ for name, case in cases.items()}
-        outcomes[f"muon {world}"] = {"weights": sharded_muon()}
-        if world == 2:
-            outcomes |= {"dealt out": dealt_out(rank), "refusals": refusals()}
-        dist.destroy_process_group()
-    torch.save(outcomes, Path(folder, f"{rank}.pt"))
+    dist.init_process_group("gloo", f"file://{folder}/{world}", rank=rank, world_size=world)
+    outcomes: dict[str, Any] = {name: train(case).__dict__ for name, case in cases.items()}
+    outcomes[f"muon {world}"] = sharded_muon()
+    outcomes[f"combined {world}"] = combined()
+    if world == 2:
+        outcomes |= {"dealt out": dealt_out(rank), "refusals": refusals()}
+    dist.destroy_process_group()
+    return outcomes

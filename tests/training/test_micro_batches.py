@@ -8,7 +8,7 @@ from ldm_core.errors import UserError
 from ldm_core.training.float8 import compute_in_float8
 from ldm_core.training.guard import SpikeGuard
 from ldm_core.training.layout import Layout
-from ldm_core.training.optimizers import Muon, Optimizers, adamw
+from ldm_core.training.optimizers import Muon, Optimizers, adamw, muon_and_adamw
 from ldm_core.training.parallel import Parallel, parallelise
 from ldm_core.training.step import TrainingStep
 
@@ -108,6 +108,17 @@ def test_adamw_alone():
     assert not isinstance(optimizer, Muon)
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_what_is_frozen_is_nobodys():
+    network = linear()
+    network.bias.requires_grad_(False)
+    weights = [[network.weight], []]
+    assert [group["params"] for group in adamw(network, 1e-2).all[0].param_groups] == weights
+    pair = nn.Sequential(linear().requires_grad_(False), linear())
+    muon, rest = muon_and_adamw(pair, [pair[0].weight, pair[1].weight], 1e-2).all
+    assert muon.param_groups[0]["params"] == [pair[1].weight]
+    assert [group["params"] for group in rest.param_groups] == [[], [pair[1].bias]]
 
 
 def test_no_float8_on_a_cpu():

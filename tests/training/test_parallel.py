@@ -2,9 +2,22 @@
 
 import pytest
 import torch
+from muon_steps import normal, weights_of
 from muon_steps import train as muon_train
-from muon_steps import weights_of
-from parallel_runs import BAD, BATCH, ON_FOUR, ON_TWO, STEPS, alone, be_one_of, train, video_dit
+from parallel_runs import (
+    BAD,
+    BATCH,
+    COMPILED,
+    ON_FOUR,
+    ON_TWO,
+    SNAPSHOT_SHARES,
+    STEPS,
+    alone,
+    be_one_of,
+    be_one_of_two_that_compile,
+    train,
+    video_dit,
+)
 
 from ldm_core.backbones.context import Context
 from ldm_core.errors import UserError
@@ -43,8 +56,18 @@ def apart(ours, theirs):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_curve_is_that_of_one_process(outcomes, references, name):
-    case = (ON_TWO | ON_FOUR)[name]
-    ours, theirs = outcomes[0][name], references(case)
+    check_curve(outcomes[0][name], references((ON_TWO | ON_FOUR)[name]))
+
+
+@pytest.mark.slow
+def test_compiled_curves_are_those_of_one_eager_process(tmp_path, references):
+    torch.multiprocessing.spawn(be_one_of_two_that_compile, (str(tmp_path),), nprocs=2)
+    outcomes = torch.load(tmp_path / "0.pt")
+    for name, case in COMPILED.items():
+        check_curve(outcomes[name], references(case))
+
+
+def check_curve(ours, theirs):
     assert len(ours["losses"]) == STEPS
     torch.testing.assert_close(ours["losses"], theirs.losses, rtol=0, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(ours["norms"], theirs.norms, rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -103,8 +126,15 @@ def test_muon_of_shards_is_that_of_whole_matrices(outcomes, world):
     whole = weights_of()
     muon_train(Muon(whole, 0.05, weight_decay=0.1), whole, STEPS)
     for worker in outcomes[:world]:
-        for ours, theirs in zip(worker[f"muon {world}"]["weights"], whole, strict=True):
+        for ours, theirs in zip(worker[f"muon {world}"], whole, strict=True):
             torch.testing.assert_close(ours, theirs.data, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_snapshots_of_shards_are_combined(outcomes, world):
+    plain = sum(share * normal(5, 3, seed=i) for i, share in enumerate(SNAPSHOT_SHARES))
+    for worker in outcomes[:world]:
+        torch.testing.assert_close(worker[f"combined {world}"], plain)
 
 
 def test_weights_that_one_worker_has_are_dealt_out(outcomes):

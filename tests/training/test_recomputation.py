@@ -52,15 +52,17 @@ def after_backward(recompute):
     return loss.detach(), gradients, held, memory.peak
 
 
-@pytest.mark.parametrize(("recompute", "share"), [(recompute_all, 0.25), (recompute_cheap, 0.6)])
-def test_it_halves_the_memory_and_changes_nothing(recompute, share):
+@pytest.mark.parametrize(
+    ("recompute", "share", "of_peak"), [(recompute_all, 0.2, 0.5), (recompute_cheap, 0.55, 0.7)]
+)
+def test_it_halves_the_memory_and_changes_nothing(recompute, share, of_peak):
     loss, gradients, held, peak = after_backward(None)
     again, others, less_held, lower_peak = after_backward(recompute)
     assert torch.equal(again, loss)
     assert others.keys() == gradients.keys()
     assert all(torch.equal(others[name], gradient) for name, gradient in gradients.items())
     assert less_held < share * held
-    assert lower_peak < (share + 0.25) * peak
+    assert lower_peak < of_peak * peak  # one block's activations, and gradients
 
 
 def test_names_stay_and_a_copy_is_its_own():
