@@ -1,9 +1,11 @@
 """A part of a window -> what a training step reads."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.latents.reader import LatentBatch
@@ -26,11 +28,13 @@ def batch_of(
         mean, std: (C,) float32, by which the latents are normalised.
     """
     rows = slice(start, end)
-    latents, logvars = window.means[rows].float(), window.logvars[rows]
+    latents, logvars = window.means[rows].float(), window.logvars[rows].float()
     keys = window.keys[rows]
-    if bool((logvars > _NO_SPREAD).any()):
-        spread = torch.exp(0.5 * logvars.float()).masked_fill_(logvars <= _NO_SPREAD, 0.0)
-        latents += spread * _noise(seed, window.turns[rows], keys, latents.shape[1:])
+    if float(logvars.max()) > _NO_SPREAD:
+        # exp of -inf is 0: a sample's draw must not depend on whether its neighbours have spread
+        spread = threshold(logvars, _NO_SPREAD, -math.inf).mul_(0.5).exp_()
+        noise = _noise(seed, window.turns[rows], keys, latents.shape[1:])
+        latents.add_(noise.mul_(spread))
     channel = (-1, *(1 for _ in latents.shape[2:]))
     which = window.text[rows]
     return LatentBatch(

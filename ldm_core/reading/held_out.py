@@ -39,7 +39,7 @@ def hold_out(index: StoreIndex, count: int, seed: int) -> tuple[StoreIndex, Stor
     unit = np.concatenate([np.full(len(here), unit) for unit, here in rows.items()])
     keys = [key for unit, here in rows.items() for key in _keys(samples, unit, here)]
     lots = uniform(seed, "held-out", 0, torch.tensor(keys), ()).numpy()
-    chosen = np.lexsort((keys, lots))[:count]
+    chosen = np.lexsort((np.array(keys), lots))[:count]
     place = np.concatenate(list(rows.values()))
     held = {int(u): np.sort(place[chosen[unit[chosen] == u]]) for u in np.unique(unit[chosen])}
     rest = {u: np.setdiff1d(_rows(samples, u), taken) for u, taken in held.items()}

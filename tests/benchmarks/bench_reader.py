@@ -1,0 +1,252 @@
+"""The reader alone, against Ray Data and a PyTorch DataLoader over PyArrow, on the same files.
+
+    PYTHONPATH=tests python tests/benchmarks/bench_reader.py [--latent 4,32,32] [--samples 8192]
+
+In one run and one after the other, on a local disk and from S3 (moto's server, a process of its
+own), batches of the same size from the same Parquet files:
+  stream   our reader: shuffled, both posterior arrays, keys, captions drawn, texts joined;
+  mean     the same on a store whose posteriors have no spread, so that no noise is drawn;
+  ray      ray.data.read_parquet of the means, decoded in map_batches, iter_torch_batches;
+  ray-mix  the same with a local shuffle buffer as large as our windows;
+  loader   a PyTorch DataLoader over a PyArrow dataset of the means, unshuffled: with two worker
+           processes and with none, the better of the two;
+The peers read a quarter to a half of the bytes that ours does, join no texts and draw no noise.
+Rates are samples a second by the clock, after a warm-up, with the memory each process group took.
+"""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import bucket_store as bucket_store_module
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import torch
+from bucket_store import bucket_store
+from small_store import text_rows
+
+from ldm_core.files import filesystem, is_remote
+from ldm_core.latents.store import StoreVersion
+from ldm_core.reading.index import index_store
+from ldm_core.reading.stream import StreamReader
+from ldm_core.training.prefetch import prefetch
+
+MIB = 2**20
+WORDS = ("a", "red", "old", "house", "by", "the", "sea", "with", "two", "dogs", "and", "clouds")
+
+
+def make_store(uri: str, shape: tuple[int, ...], samples: int, logvar: float) -> StoreVersion:
+    """Shards of 1024 random latents, each with a caption of its own of 8 to 40 tokens of 64."""
+    rng = np.random.default_rng(0)
+    captions = [" ".join(rng.choice(WORDS, rng.integers(8, 41))) + f" {k}" for k in range(samples)]
+    bucket = f"{shape[-2]}x{shape[-1]}x1"
+    bucket_store_module.text_rows = lambda text: text_rows(text, width=64, pooled=64)
+    return bucket_store(
+        uri,
+        {bucket: samples},
+        group=1024,
+        logvar=logvar,
+        captions=captions,
+        statistics=None,
+        texts_of=1024,
+        shapes={bucket: shape},
+    )
+
+
+def rate(batches: Iterator[int], seconds: float) -> float:
+    """Samples a second, once the first batch is there."""
+    next(batches)
+    begin, count = time.perf_counter(), 0
+    for size in batches:
+        count += size
+        if time.perf_counter() - begin > seconds:
+            break
+    return count / (time.perf_counter() - begin)
+
+
+def stream(version: StoreVersion, batch: int, threads: int, window: int) -> Iterator[int]:
+    """Ours, on one worker."""
+    reader = StreamReader(
+        [index_store(version)],
+        seed=0,
+        lanes=1,
+        budget=batch,
+        tokens=lambda _: 1,
+        window_bytes=window,
+        threads=threads,
+    )
+    with reader:
+        for _, (found,) in prefetch(reader.batches, 0, 10**9, ahead=4, threads=threads):
+            assert found.latents.dtype == torch.float32
+            yield len(found)
+
+
+def decode(data: list[bytes], shape: tuple[int, ...]) -> np.ndarray:
+    return np.frombuffer(b"".join(data), np.float16).reshape(-1, *shape).astype(np.float32)
+
+
+def ray_data(
+    version: StoreVersion, batch: int, shape: tuple[int, ...], buffer: int | None
+) -> Iterator[int]:
+    import ray
+
+    def decoded(table: pa.Table) -> dict[str, np.ndarray]:
+        return {"latent": decode(table["latent_mean"].to_pylist(), shape)}
+
+    files, fs = arrow_files(version)
+    while True:
+        rows = ray.data.read_parquet(files, columns=["latent_mean"], filesystem=fs)
+        rows = rows.map_batches(decoded, batch_format="pyarrow", batch_size=1024)
+        for found in rows.iter_torch_batches(
+            batch_size=batch, prefetch_batches=4, local_shuffle_buffer_size=buffer
+        ):
+            yield len(found["latent"])
+
+
+class ArrowRows(torch.utils.data.IterableDataset):
+    def __init__(self, version: StoreVersion, batch: int, shape: tuple[int, ...]) -> None:
+        self.files, self.fs = arrow_files(version)
+        self.batch, self.shape = batch, shape
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        info = torch.utils.data.get_worker_info()
+        files = self.files[info.id :: info.num_workers] if info else self.files
+        while True:
+            dataset = pyarrow.dataset.dataset(files, filesystem=self.fs)
+            for rows in dataset.to_batches(columns=["latent_mean"], batch_size=self.batch):
+                yield torch.from_numpy(decode(rows["latent_mean"].to_pylist(), self.shape))
+
+
+def loader(
+    version: StoreVersion, batch: int, shape: tuple[int, ...], workers: int
+) -> Iterator[int]:
+    rows = ArrowRows(version, batch, shape)
+    context = "forkserver" if workers else None
+    for found in torch.utils.data.DataLoader(
+        rows, batch_size=None, num_workers=workers, multiprocessing_context=context
+    ):
+        yield len(found)
+
+
+def arrow_files(version: StoreVersion) -> tuple[list[str], pa.fs.FileSystem | None]:
+    """The files of `samples`, as Arrow's own S3 client and Ray Data want them."""
+    groups = index_store(version).samples.groups
+    _, root = filesystem(groups.uri)
+    files = [f"{root}/{path.decode()}" for path in groups.paths]
+    if not is_remote(groups.uri):
+        return files, None
+    # worker processes of the loader were begun before the server was
+    return files, pa.fs.S3FileSystem(
+        endpoint_override=os.environ["AWS_ENDPOINT_URL"],
+        access_key=os.environ["AWS_ACCESS_KEY_ID"],
+        secret_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+        region=os.environ["AWS_REGION"],
+        scheme="http",
+    )
+
+
+@contextmanager
+def moto() -> Iterator[str]:
+    """A bucket on a server of its own."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], **quiet)
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    try:
+        for _ in range(100):
+            with socket.socket() as one:
+                if one.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        filesystem("s3://bench")[0].mkdir("bench")
+        yield "s3://bench"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def measure(
+    name: str, make: Callable[[], Iterator[int]], seconds: float, rates: dict[str, float]
+) -> None:
+    batches = make()
+    try:
+        rates[name] = rate(batches, seconds)
+    finally:
+        batches.close()
+    used = psutil.Process().memory_info().rss / MIB
+    print(f"  {name:9} {rates[name]:9.0f} samples/s   {used:6.0f} MiB resident", flush=True)
+
+
+def compare(root: str, args: argparse.Namespace, shape: tuple[int, ...]) -> None:
+    drawn, fixed = (
+        make_store(f"{root}/{name}", shape, args.samples, logvar)
+        for name, logvar in (("drawn", -6.0), ("fixed", -60.0))
+    )
+    size = args.batch
+    window = max(1, args.window * MIB // (4 * int(np.prod(shape)) + 3300))
+    peers: dict[str, Callable[[], Iterator[int]]] = {
+        "stream": lambda: stream(drawn, size, args.threads, args.window * MIB),
+        "mean": lambda: stream(fixed, size, args.threads, args.window * MIB),
+        "loader-0": lambda: loader(fixed, size, shape, 0),
+        "loader-2": lambda: loader(fixed, size, shape, 2),
+        "ray": lambda: ray_data(fixed, size, shape, None),
+        "ray-mix": lambda: ray_data(fixed, size, shape, max(window, 2 * size)),
+    }
+    rates: dict[str, float] = {}
+    for name, make in peers.items():
+        measure(name, make, args.seconds, rates)
+    ray, arrow = rates["ray"], max(rates["loader-0"], rates["loader-2"])
+    for name in ("stream", "mean"):
+        print(
+            f"  {name}: {rates[name] / ray:.2f} x ray, {rates[name] / rates['ray-mix']:.2f} x "
+            f"ray-mix, {rates[name] / arrow:.2f} x loader",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--latent", default="4,32,32", help="C,h,w of a latent")
+    parser.add_argument("--samples", type=int, default=8192)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--window", type=int, default=64, help="MiB of a lane's windows")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("local", "s3"), help="one of the two")
+    args = parser.parse_args()
+    shape = tuple(map(int, args.latent.split(",")))
+    import ray
+
+    ray.init(num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    if args.only != "s3":
+        print(f"local, latents of {shape}, batches of {args.batch}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            compare(str(Path(folder)), args, shape)
+    if args.only != "local":
+        with moto() as bucket:
+            print(f"S3, latents of {shape}, batches of {args.batch}", flush=True)
+            compare(bucket, args, shape)
+
+
+if __name__ == "__main__":
+    main()
