@@ -216,7 +216,7 @@ def load_autoencoder(
             "set autoencoder.source to a diffusers autoencoder directory or to identity"
         )
     with local_copy(uri) as folder:
-        module = _load_module(folder, uri).to(dtype)
+        module = _load_module(folder, uri, dtype)
         model = DiffusersAutoencoder(module, autoencoder_digest(folder), device)
     if channels_last and model.temporal_downsampling is None:
         model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -232,7 +232,7 @@ def autoencoder_digest(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _load_module(folder: Path, uri: str) -> torch.nn.Module:
+def _load_module(folder: Path, uri: str, dtype: torch.dtype) -> torch.nn.Module:
     import diffusers
 
     name = json.loads((folder / "config.json").read_text()).get("_class_name", "")
@@ -244,7 +244,11 @@ def _load_module(folder: Path, uri: str) -> torch.nn.Module:
         )
     _check_weights(folder, uri, name)
     module: torch.nn.Module = kind.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        folder,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        low_cpu_mem_usage=False,
     )
     return module
 

@@ -108,6 +108,16 @@ def test_channels_last_is_another_layout_of_the_same(tmp_path):
     torch.testing.assert_close(last.encode(PIXELS).logvar, plain.logvar, rtol=1e-4, atol=1e-5)
 
 
+def test_bfloat16_is_near_and_tells_float32(tmp_path):
+    new_kl().save_pretrained(tmp_path)
+    exact = load_autoencoder(str(tmp_path)).encode(PIXELS)
+    near = load_autoencoder(str(tmp_path), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in near.module.parameters()} == {torch.bfloat16}
+    found = near.encode(PIXELS)
+    assert found.mean.dtype == found.logvar.dtype == near.decode(found.mean).dtype == torch.float32
+    assert 0 < (found.mean - exact.mean).norm() < 0.03 * exact.mean.norm()
+
+
 @pytest.mark.parametrize("new", [new_tiny, new_vq, new_dc])
 def test_an_autoencoder_without_a_posterior(new, tmp_path):
     torch.manual_seed(0)
