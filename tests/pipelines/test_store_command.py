@@ -112,7 +112,7 @@ class TestVerify:
         assert result.exit_code == 0, result.output
         lines = result.stdout.splitlines()
         assert "good                 20  latents are finite" in lines
-        assert sum(line.startswith("good") for line in lines) == 17
+        assert sum(line.startswith("good") for line in lines) == 19
         assert lines[-2] == f"version 2 of {version.store.uri} holds: all of it was read"
         assert lines[-1] == "next: ldm store 'my latents' --vacuum --dry-run"
 
