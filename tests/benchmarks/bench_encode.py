@@ -1,15 +1,20 @@
 """How much of the encode job is the encoders' own work, against which loop, in how many bytes.
 
-    make bench-encode [ARGS="--pictures 512"]
+    make bench-encode [ARGS="--pictures 512 --precision bf16 --predict"]
 
 The same pictures (256 x 256 JPEG) and captions go, in one run and one after the other, through
   bare    the encoders on ready tensors, at the best of some batch sizes, for the clock on all
           cores and for CPU time on one; decoding timed apart;
   job     `ldm encode` as it is, from its first import to the published version, on Ray;
-  loop    a single process that decodes, encodes, pads and torch.saves item by item.
+  loop    a single process that decodes, encodes, pads and torch.saves item by item, with as many
+          threads as there are cores and in float32, whatever --precision says of the others.
 Rates are pictures a second by the clock. Efficiency counts CPU time, of all of the job's processes,
 Ray's own included: (bare encoding + bare decoding) / job, so that it says what share of the
-processors' work the media need, however many there are.
+processors' work the media need, however many there are. What a job takes once, some tens of CPU
+seconds to start Ray and its workers, counts in full: more pictures make it a smaller share. By
+default all of it takes three to four minutes on two cores.
+
+--predict tells beforehand what `ldm encode --dry-run` would, and divides it by what came.
 """
 
 import argparse
@@ -21,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,10 +42,15 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.decode import decode_image
 from ldm_core.media.pixels import to_pixels
 from ldm_core.text.encoders import load_clip, load_t5
+from pipelines.encode_changes import media_to_do
+from pipelines.encode_estimate import Estimate, estimate
+from pipelines.encode_latents import MEASURED
+from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, Workers
 
 SIZE, MAX_TOKENS = 256, 128
+BATCHES = (1, 2, 4, 8, 16)
 WORDS = ("a", "red", "old", "house", "by", "the", "sea", "with", "two", "dogs", "and", "clouds")
 
 
@@ -67,7 +78,7 @@ def make_autoencoder(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def recipe_of(root: Path, workers: int) -> Recipe:
+def recipe_of(root: Path, workers: int, precision: str) -> Recipe:
     return Recipe(
         name="bench",
         data=str(root / "pictures"),
@@ -76,7 +87,11 @@ def recipe_of(root: Path, workers: int) -> Recipe:
         autoencoder=AutoencoderSection(source=str(root / "vae")),
         text=TextSection(tiny_width=256, max_tokens=MAX_TOKENS),
         encode=EncodeSection(
-            upscale=True, batch_size=8, shard_size=32, workers=Workers(count=workers)
+            upscale=True,
+            batch_size=8,
+            shard_size=32,
+            precision=precision,
+            workers=Workers(count=workers),
         ),
     )
 
@@ -88,6 +103,14 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def predict(recipe: Recipe) -> Estimate | None:
+    """What a dry run tells, measured on as few of the pictures."""
+    recipe = recipe.located()
+    plan = make_plan(recipe, describe_autoencoder(recipe))
+    todo = media_to_do(plan, LatentStore(plan.job.store))
+    return estimate(plan, todo, recipe.encode, MEASURED)
+
+
 def run_job(recipe: Recipe) -> tuple[float, float]:
     """Wall-clock seconds of the command, CPU seconds of it and everything it starts."""
     script = (
@@ -95,7 +118,7 @@ def run_job(recipe: Recipe) -> tuple[float, float]:
         "from pipelines.recipes.schema import Recipe; from pipelines.stage import Options; "
         "encode(Recipe.model_validate_json(sys.argv[1]), Options())"
     )
-    start, used, done = time.perf_counter(), {}, threading.Event()
+    start, used, names, done = time.perf_counter(), {}, {}, threading.Event()
     job = subprocess.Popen([sys.executable, "-c", script, recipe.model_dump_json()])
 
     def watch() -> None:
@@ -103,6 +126,7 @@ def run_job(recipe: Recipe) -> tuple[float, float]:
         while not done.wait(0.1):
             for process in [root, *_children(root)]:
                 used[process.pid] = max(used.get(process.pid, 0.0), _cpu(process))
+                names[process.pid] = _name(process, job.pid) or names.get(process.pid, "")
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -111,6 +135,11 @@ def run_job(recipe: Recipe) -> tuple[float, float]:
     done.set()
     watcher.join()
     assert code == 0, f"the job ended with {code}"
+    by_name: Counter[str] = Counter()
+    for pid, cpu in used.items():
+        by_name[names[pid]] += cpu
+    told = ", ".join(f"{name} {cpu:.0f}" for name, cpu in by_name.most_common())
+    print(f"CPU seconds of the job's processes: {told}", flush=True)
     return seconds, sum(used.values())
 
 
@@ -119,6 +148,18 @@ def _children(root: psutil.Process) -> list[psutil.Process]:
         return root.children(recursive=True)
     except psutil.Error:
         return []
+
+
+def _name(process: psutil.Process, driver: int) -> str:
+    """What a process is for; a worker is told by what it did last."""
+    if process.pid == driver:
+        return "the command"
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return ""
+    kinds = {"guarded_child": "decoding", "MapWorker": "encoding", "ray::IDLE": "idle workers"}
+    return next((kind for part, kind in kinds.items() if part in " ".join(words)), "Ray's own")
 
 
 def _cpu(process: psutil.Process) -> float:
@@ -131,10 +172,11 @@ def _cpu(process: psutil.Process) -> float:
 
 def bare(recipe: Recipe, captions: list[str], pixels: torch.Tensor, count: int) -> tuple:
     """Seconds a picture (wall, CPU) of the encoders alone at their best batch size."""
-    autoencoder = load_autoencoder(recipe.autoencoder_uri, channels_last=True)
+    dtype = torch.bfloat16 if recipe.encode.precision == "bf16" else torch.float32
+    autoencoder = load_autoencoder(recipe.autoencoder_uri, channels_last=True, dtype=dtype)
     texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
 
-    def work(batch: int) -> None:
+    def work(batch: int, count: int) -> None:
         for start in range(0, count, batch):
             autoencoder.encode(pixels[start : start + batch])
             for encoder in texts:
@@ -142,11 +184,11 @@ def bare(recipe: Recipe, captions: list[str], pixels: torch.Tensor, count: int) 
 
     def best(threads: int, clock: int) -> float:
         torch.set_num_threads(threads)
-        work(2)
-        found = {batch: timed(lambda batch=batch: work(batch))[clock] for batch in (1, 2, 4, 8, 16)}
-        batch = min(found, key=lambda one: found[one])
-        print(f"bare, {threads} threads: best batch {batch} of {list(found)}")
-        return found[batch] / count
+        work(2, 2)
+        tried = {b: timed(lambda b=b: work(b, BATCHES[-1]))[clock] for b in BATCHES}
+        batch = min(tried, key=lambda one: tried[one])
+        print(f"bare, {threads} threads: best batch {batch} of {list(tried)}", flush=True)
+        return timed(lambda: work(batch, count))[clock] / count
 
     return best(os.cpu_count() or 1, clock=0), best(1, clock=1)
 
@@ -160,6 +202,7 @@ def decoding(folder: Path, count: int) -> float:
 
 def loop(recipe: Recipe, captions: list[str], folder: Path, out: Path, count: int) -> float:
     """Seconds a picture of the loop that many scripts have, with diffusers as it loads."""
+    torch.set_num_threads(os.cpu_count() or 1)
     autoencoder = AutoencoderKL.from_pretrained(recipe.autoencoder_uri).eval()
     texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
     out.mkdir()
@@ -191,7 +234,9 @@ def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=512)
-    parser.add_argument("--bare", type=int, default=96, help="pictures of the bare measurements")
+    parser.add_argument("--bare", type=int, default=48, help="pictures of the bare measurements")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--predict", action="store_true", help="what a dry run would have told")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +248,8 @@ def measure(args: argparse.Namespace, root: Path) -> None:
     """All three, and their ratios."""
     captions = make_pictures(root / "pictures", args.pictures)
     make_autoencoder(root / "vae")
-    recipe = recipe_of(root, args.workers)
+    recipe = recipe_of(root, args.workers, args.precision)
+    predicted = predict(recipe) if args.predict else None
     job_wall, job_cpu = (seconds / args.pictures for seconds in run_job(recipe))
     store = LatentStore(recipe.product("latents")).open_version()
     assert store.manifest.counts["samples"] == args.pictures
@@ -213,7 +259,10 @@ def measure(args: argparse.Namespace, root: Path) -> None:
     decode_cpu = decoding(root / "pictures", args.bare)
     loop_wall = loop(recipe, captions, root / "pictures", root / "loop", args.bare)
     own = bare_cpu + decode_cpu
-    print(f"{args.pictures} pictures of {SIZE}, {args.workers} workers, torch {torch.__version__}")
+    print(
+        f"{args.pictures} pictures of {SIZE}, {args.workers} workers, {args.precision}, "
+        f"torch {torch.__version__}"
+    )
     for name, parts in {
         "CPU": {"encoders": bare_cpu, "decoding": decode_cpu, "job": job_cpu},
         "wall": {"encoders": bare_wall, "job": job_wall, "loop": loop_wall},
@@ -223,6 +272,10 @@ def measure(args: argparse.Namespace, root: Path) -> None:
     print(f"efficiency by CPU time, (encoders + decoding) / job: {own / job_cpu:.2f}")
     print(f"pictures a second, job / bare encoders: {bare_wall / job_wall:.2f}")
     print(f"pictures a second, job / loop: {loop_wall / job_wall:.2f}")
+    if predicted:
+        hours = predicted.worker_hours / args.workers
+        print(f"predicted / measured hours: {hours * 3600 / (job_wall * args.pictures):.2f}")
+        print(f"predicted / measured bytes: {predicted.bytes / store.manifest.bytes:.2f}")
 
 
 if __name__ == "__main__":
