@@ -103,7 +103,7 @@ def parallelise(
         network: on the device, float32.
         blocks: its transformer blocks, the units of recomputation, compilation and sharding.
         layout: of the workers.
-        device: of this worker.
+        device: of this worker, the current one of its kind.
         dtype: of computation; weights, gradients and their exchange stay float32. Losses are to be
             computed under `autocast` of it, too.
         recompute: what is done to each block to save memory, e.g. `recompute_all`.

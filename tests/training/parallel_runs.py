@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from muon_steps import normal, weights_of
+from muon_steps import train as muon_train
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -37,7 +38,7 @@ from ldm_core.training.step import TrainingStep
 
 CPU = torch.device("cpu")
 STEPS, BATCH = 20, 8
-BAD = 13  # the sample that is not a number, where there is one; of steps 1, 9 and 17
+BAD = 13  # the sample that is not a number, where there is one; of steps 1 and 9
 Shares = Callable[[int, list[int], int], list[list[int]]]
 
 
@@ -110,6 +111,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     muon: bool = True
     compile: bool = False
+    steps: int = STEPS
 
 
 @dataclass
@@ -171,7 +173,7 @@ def train(case: Case) -> Outcome:
     step_of = TrainingStep(
         network, optimizers, CPU, case.dtype, clip_norm=1.0, parallel=parallel, guard=guard
     )
-    for step in range(STEPS):
+    for step in range(case.steps):
         ids = [(step * BATCH + i) % 64 for i in range(BATCH)]
         shares = case.shares(step, ids, parallel.data_rank, case.layout.data_world)
         losses = [partial(sample_losses, parallel.model, case, step, own) for own in shares]
@@ -219,26 +221,25 @@ ON_TWO = {
     "fsdp twice, recomputed": Case(
         Layout(shard=2), shares=partial(evenly, parts=2), recompute=recompute_all
     ),
-    "ddp unevenly": Case(Layout(replicate=2), shares=unevenly),
-    "fsdp unevenly": Case(Layout(shard=2), shares=unevenly),
-    "ddp bad": Case(Layout(replicate=2), bad=BAD),
-    "fsdp bad": Case(Layout(shard=2), bad=BAD),
-    "fsdp adamw": Case(Layout(shard=2), muon=False),
-    "fsdp bf16": Case(Layout(shard=2), dtype=torch.bfloat16),
+    "ddp unevenly": Case(Layout(replicate=2), shares=unevenly, steps=10),
+    "fsdp unevenly": Case(Layout(shard=2), shares=unevenly, steps=10),
+    "ddp bad": Case(Layout(replicate=2), bad=BAD, steps=10),
+    "fsdp bad": Case(Layout(shard=2), bad=BAD, steps=10),
+    "fsdp adamw": Case(Layout(shard=2), muon=False, steps=10),
+    "fsdp bf16": Case(Layout(shard=2), dtype=torch.bfloat16, steps=10),
     "context": Case(Layout(context=2)),
-    "context recomputed": Case(Layout(context=2), recompute=recompute_cheap),
-    "context half frames": Case(Layout(context=2), frames=3),
-    "context joint": Case(Layout(context=2), make=joint_mmdit),
-    "context single": Case(Layout(context=2), make=video_mmdit),
+    "context recomputed": Case(Layout(context=2), recompute=recompute_cheap, steps=5),
+    "context half frames": Case(Layout(context=2), frames=3, steps=10),
+    "context joint": Case(Layout(context=2), make=joint_mmdit, steps=10),
+    "context single": Case(Layout(context=2), make=video_mmdit, steps=10),
 }
 ON_FOUR = {
     "hsdp": Case(Layout(replicate=2, shard=2)),
-    "hsdp twice": Case(Layout(replicate=2, shard=2), shares=partial(evenly, parts=2)),
-    "shard context": Case(Layout(shard=2, context=2)),
-    "replicate context": Case(Layout(replicate=2, context=2)),
-    "fsdp four": Case(Layout(shard=4)),
+    "hsdp twice": Case(Layout(replicate=2, shard=2), shares=partial(evenly, parts=2), steps=10),
+    "shard context": Case(Layout(shard=2, context=2), steps=10),
+    "replicate context": Case(Layout(replicate=2, context=2), steps=5),
+    "fsdp four": Case(Layout(shard=4), steps=5),
 }
-
 COMPILED = {
     "fsdp compiled": Case(Layout(shard=2), compile=True, recompute=recompute_cheap),
     "context compiled": Case(Layout(context=2), compile=True),
@@ -265,6 +266,13 @@ def sharded_muon() -> list[Tensor]:
         optimizer.step()
     assert all(optimizer.state[w]["momentum"].placements == (Shard(0),) for w in weights)
     return [whole(weight.data) for weight in weights]
+
+
+def shared_muon(rank: int, world: int) -> list[Tensor]:
+    """Muon on whole matrices, of which each worker orthogonalises a share."""
+    weights = weights_of()
+    muon_train(Muon(weights, 0.05, weight_decay=0.1, rank=rank, world=world), weights, 3)
+    return [weight.data for weight in weights]
 
 
 def dealt_out(rank: int) -> dict[str, Tensor]:
@@ -323,6 +331,7 @@ def in_group(rank: int, world: int, cases: dict[str, Case], folder: str) -> dict
     dist.init_process_group("gloo", f"file://{folder}/{world}", rank=rank, world_size=world)
     outcomes: dict[str, Any] = {name: train(case).__dict__ for name, case in cases.items()}
     outcomes[f"muon {world}"] = sharded_muon()
+    outcomes[f"shared muon {world}"] = shared_muon(rank, world)
     outcomes[f"combined {world}"] = combined()
     if world == 2:
         outcomes |= {"dealt out": dealt_out(rank), "refusals": refusals()}

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from muon_steps import normal, train, train_a_share, weights_of
+from muon_steps import normal, train, weights_of
 from torch import nn
 
 from ldm_core.autoencoders.training import new_autoencoder
@@ -61,15 +61,6 @@ def test_kernels_are_matrices_of_their_outputs():
         Muon(weights, 0.1).step()
     assert torch.equal(kernel[0].flatten(1), matrix[0])
     assert not torch.equal(kernel[0], normal(8, 4, 3, 3))
-
-
-def test_workers_that_share_the_work_get_the_same_weights(tmp_path):
-    torch.multiprocessing.spawn(train_a_share, (str(tmp_path),), nprocs=2)
-    alone = weights_of()
-    train(Muon(alone, 0.05, weight_decay=0.1), alone, 3)
-    for rank in (0, 1):
-        for mine, theirs in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
-            assert torch.equal(mine, theirs)
 
 
 def small_dit() -> DiT:

@@ -68,11 +68,10 @@ def test_compiled_curves_are_those_of_one_eager_process(tmp_path, references):
 
 
 def check_curve(ours, theirs):
-    assert len(ours["losses"]) == STEPS
     torch.testing.assert_close(ours["losses"], theirs.losses, rtol=0, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(ours["norms"], theirs.norms, rtol=1e-4, atol=1e-5, equal_nan=True)
     assert ours["skipped"] == theirs.skipped
-    assert max(theirs.norms) > 1.0  # clipping has something to do
+    assert theirs.norms[0] > 1.0  # clipping has something to do
     assert apart(ours["weights"], theirs.weights) < 5e-5
     for average, weights in theirs.averages.items():
         assert apart(ours["averages"][average], weights) < 5e-5
@@ -91,8 +90,8 @@ def test_workers_report_the_same_and_the_first_alone_has_the_whole(outcomes, nam
 
 @pytest.mark.parametrize("name", ["ddp bad", "fsdp bad"])
 def test_a_worker_with_a_nan_skips_the_step_of_all(outcomes, name):
-    expected = [BAD in [(step * BATCH + i) % 64 for i in range(BATCH)] for step in range(STEPS)]
-    assert sum(expected) == 3
+    expected = [BAD in [(step * BATCH + i) % 64 for i in range(BATCH)] for step in range(10)]
+    assert sum(expected) == 2
     for worker in outcomes[:2]:
         assert worker[name]["skipped"] == expected
 
@@ -128,6 +127,15 @@ def test_muon_of_shards_is_that_of_whole_matrices(outcomes, world):
     for worker in outcomes[:world]:
         for ours, theirs in zip(worker[f"muon {world}"], whole, strict=True):
             torch.testing.assert_close(ours, theirs.data, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_workers_that_share_muons_work_get_the_same_weights(outcomes, world):
+    alone = weights_of()
+    muon_train(Muon(alone, 0.05, weight_decay=0.1), alone, 3)
+    for worker in outcomes[:world]:
+        for ours, theirs in zip(worker[f"shared muon {world}"], alone, strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("world", [2, 4])
