@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm_core import random
 from ldm_core.autoencoders.autoencoder import Autoencoder, load_autoencoder
 from ldm_core.backbones.dit import DiT
+from ldm_core.backbones.mmdit import MMDiT
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Denoiser, DenoiserLike
 from ldm_core.diffusion.flow_map import FlowMap
@@ -72,7 +73,7 @@ class PictureGenerator:
         uri: str,
         digest: str,
         config: ModelConfig,
-        network: DiT,
+        network: DiT | MMDiT,
         autoencoder: Autoencoder,
         encoders: tuple[TextEncoder, TextEncoder],
         device: str | torch.device,
@@ -175,8 +176,8 @@ class PictureGenerator:
         sampler: SamplerChoice,
         on_step: OnStep | None,
     ) -> Tensor:
-        backbone = self.config.backbone
-        shape = (backbone.in_channels, *backbone.latent_size)
+        side = self.size // self.autoencoder.downsampling
+        shape = (self.config.backbone.in_channels, side, side)
         x_T = torch.cat([_noise(request.seed, shape) for request in requests]).to(self.device)
         cond = self.embed([request.prompt for request in requests])
         grid = linear_grid(steps).to(self.device)

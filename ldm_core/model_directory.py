@@ -8,14 +8,15 @@ to it, so that a project folder or bucket prefix can be moved as a whole.
 import hashlib
 import json
 import os
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import safetensors
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 from torch import Tensor
 
 from ldm_core.backbones.dit import DiT, DiTConfig
+from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
 from ldm_core.errors import UserError
 from ldm_core.files import (
     absolute,
@@ -30,6 +31,18 @@ from ldm_core.files import (
 
 FORMAT: Final = 3  # 3: layer norm in the transformer; 2: its convolutions
 WEIGHTS = "model.safetensors"
+
+
+def _kind(backbone: Any) -> str:
+    """Which of the two it is: an MMDiT is for latents of any size."""
+    if isinstance(backbone, dict):
+        return "dit" if "latent_size" in backbone else "mmdit"
+    return "mmdit" if isinstance(backbone, MMDiTConfig) else "dit"
+
+
+Backbone = Annotated[
+    Annotated[DiTConfig, Tag("dit")] | Annotated[MMDiTConfig, Tag("mmdit")], Discriminator(_kind)
+]
 
 
 class Reference(BaseModel):
@@ -58,7 +71,7 @@ class ModelConfig(BaseModel):
 
     format: Literal[3] = FORMAT
     kind: Literal["teacher", "student"]
-    backbone: DiTConfig
+    backbone: Backbone
     process: Literal["flow"] = "flow"
     prediction: Literal["velocity"] = "velocity"
     latents_mean: tuple[float, ...]
@@ -96,7 +109,7 @@ def save_model(uri: str, config: ModelConfig, weights: dict[str, Tensor], card: 
     return model_digest(config, data)
 
 
-def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
+def load_model(uri: str) -> tuple[ModelConfig, DiT | MMDiT, str]:
     """Read a model directory: (config with absolute references, network in eval mode, digest).
 
     Raises:
@@ -106,7 +119,8 @@ def load_model(uri: str) -> tuple[ModelConfig, DiT, str]:
     if not exists(join(uri, WEIGHTS)):
         raise UserError(f"{uri}/{WEIGHTS} is missing; copy the model directory as a whole")
     data = read_bytes(join(uri, WEIGHTS))
-    network = DiT(stored.backbone)
+    backbone = stored.backbone
+    network = DiT(backbone) if isinstance(backbone, DiTConfig) else MMDiT(backbone)
     try:
         network.load_state_dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, RuntimeError) as error:
@@ -162,7 +176,7 @@ def read_config(uri: str) -> ModelConfig:
 def model_digest(config: ModelConfig, weights: bytes) -> str:
     """16 hex digits over weights and configuration; where the model lies does not count."""
     meaning = config.model_dump(mode="json", exclude={"lineage"})
-    if not config.backbone.frame_pairs:  # added later: a network of pictures is what it was
+    if meaning["backbone"].get("frame_pairs") == 0:  # added later: of pictures, it is what it was
         del meaning["backbone"]["frame_pairs"]
     for name in ("autoencoder", "t5", "clip"):
         meaning[name] = meaning[name]["digest"]

@@ -45,13 +45,14 @@ def student_card(recipe: Recipe, config: ModelConfig, version: StoreVersion) -> 
 
 
 def _card(kind: str, what: str, recipe: Recipe, config: ModelConfig, version: StoreVersion) -> str:
-    backbone = config.backbone
+    side = version.manifest.downsampling
+    latent = (int(pixels) // side for pixels in config.sizes[0].split("x"))
     return _CARD.format(
         title=f"{recipe.name}: {kind}",
         prompt=shlex.quote(_caption(version)),
         what=what,
         size=config.sizes[0],
-        latent=f"{backbone.in_channels}x{backbone.latent_size[0]}x{backbone.latent_size[1]}",
+        latent="x".join(map(str, (config.backbone.in_channels, *latent))),
         steps=config.steps,
         guidance=config.guidance,
         recipe=recipe.name,

@@ -45,7 +45,12 @@ def distill_student(recipe: Recipe, options: Options) -> Record | None:
         UserError: no teacher, or its store no longer holds what it was trained on.
     """
     recipe = recipe.located()
-    config, _, digest = load_model(recipe.product("teacher"))
+    config, network, digest = load_model(recipe.product("teacher"))
+    if not isinstance(network, DiT):
+        raise UserError(
+            f"{recipe.product('teacher')} is an mmdit, which takes no second time as a student "
+            "does: distil a teacher whose train.backbone is dit"
+        )
     section = recipe.distill
     latents = config.lineage.get("store_content", "")[:16]
     if not latents:
@@ -80,6 +85,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     reader = LatentReader(pinned_version(job))
     plan = SamplePlan(recipe.seed + 1, len(reader), section.batch_size)
     teacher_config, teacher, teacher_digest = load_model(recipe.product("teacher"))
+    assert isinstance(teacher, DiT), "refused when the stage began"
     teacher.requires_grad_(False).to(device)
     network = student_of(teacher).to(device)
     averaged = student_of(teacher).to(device).requires_grad_(False)

@@ -103,8 +103,8 @@ def _network(name: str, recipe: Recipe) -> Any:
     import torch
 
     from ldm_core.autoencoders.training import new_autoencoder
-    from ldm_core.backbones.dit import DiT
-    from pipelines.train_denoiser import backbone_config
+    from ldm_core.backbones.dit import DiT, DiTConfig
+    from pipelines.backbones import backbone_config, declared_space
 
     auto, text, section = recipe.autoencoder, recipe.text, recipe.train
     trained = auto.source == "train"
@@ -112,9 +112,11 @@ def _network(name: str, recipe: Recipe) -> Any:
         if name == "autoencoder":
             levels = (auto.block_channels, auto.channels, auto.layers_per_block)
             return new_autoencoder(*levels, recipe.size, recipe.seed) if trained else None
-        if not (trained or auto.source == "identity") or {text.t5, text.clip} != {"tiny"}:
+        known = trained or auto.source == "identity"
+        if name == "train" or not known or {text.t5, text.clip} != {"tiny"}:
+            return None  # training tells more than this: its plan
+        space = declared_space(recipe)
+        config = backbone_config(section, space.main, space.text_width, space.pooled_width)
+        if not isinstance(config, DiTConfig):
             return None
-        side = recipe.size // auto.downsampling if trained else recipe.size
-        latent = (auto.channels if trained else 3, side, side)
-        config = backbone_config(section, latent, text.tiny_width, text.tiny_width)
-        return DiT(config.model_copy(update={"flow_map": name == "distill"}))
+        return DiT(config.model_copy(update={"flow_map": True}))

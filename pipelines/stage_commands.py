@@ -31,7 +31,7 @@ def add_stages(app: typer.Typer, panel: str) -> None:
     """Add the commands in the order of the stages; `panel` is their heading in the help."""
     for stage in STAGES:
         text = f"{stage.text}\n\nExample: ldm {stage.name} {DEFAULT_RECIPE} --root demo"
-        make = _encode_command if stage.name == "encode" else _stage_command
+        make = {"encode": _encode_command, "train": _train_command}.get(stage.name, _stage_command)
         app.command(stage.name, help=text, rich_help_panel=panel)(make(stage))
 
 
@@ -74,6 +74,31 @@ def _encode_command(stage: Stage) -> Command:
 
         arguments = Arguments(recipe, data, root, tuple(overrides or ()))
         _run(stage, arguments, Options(verbose, force or retry_rejects, dry_run, retry_rejects))
+
+    return command
+
+
+def _train_command(stage: Stage) -> Command:
+    """The command of the one stage that is planned."""
+
+    def command(
+        recipe: RecipeWord = DEFAULT_RECIPE,
+        data: Data = None,
+        root: Root = None,
+        overrides: Overrides = None,
+        dry_run: DryRun = False,
+        accelerator: Annotated[
+            str | None,
+            typer.Option(help="What the workers have, e.g. H100-80: a layout must fit it."),
+        ] = None,
+        force: Force = False,
+        verbose: Verbose = False,
+    ) -> None:
+        from pipelines.stage import Options
+
+        named = [f"train.accelerator={accelerator}"] if accelerator else []
+        arguments = Arguments(recipe, data, root, (*(overrides or ()), *named))
+        _run(stage, arguments, Options(verbose, force, dry_run))
 
     return command
 

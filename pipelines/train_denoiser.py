@@ -11,10 +11,10 @@ from typing import Any
 
 import ray.train.torch
 import torch
-from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm_core.backbones.dit import DiT, DiTConfig
+from ldm_core.backbones.dit import DiT
+from ldm_core.backbones.mmdit import MMDiT
 from ldm_core.conditioning.text import TextCondition, drop_captions
 from ldm_core.diffusion.denoiser import Network
 from ldm_core.diffusion.timesteps import logit_normal
@@ -29,14 +29,24 @@ from ldm_core.training.ema import Ema
 from ldm_core.training.optimizers import hidden_matrices, muon_and_adamw, warmup_then_decay
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
+from pipelines.backbones import (
+    BackboneConfig,
+    backbone_config,
+    declared_space,
+    lists_of_blocks,
+    new_backbone,
+)
 from pipelines.cards import teacher_card
+from pipelines.commands import command
 from pipelines.meter import Meter
 from pipelines.ray_training import Job, due, fit, restore, save
-from pipelines.recipe_options import describe_errors
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import DistillSection, TrainSection
-from pipelines.stage import Context, Options, Record, forget_record, run_stage
+from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
 from pipelines.tracking import register_model
+from pipelines.train_checks import check_training
+from pipelines.train_plan import check_memory, plan_training
+from pipelines.train_plan_table import print_plan
 from pipelines.training_pictures import TrainingPictures
 
 
@@ -44,13 +54,23 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     """Train the teacher on the newest published version of the recipe's store.
 
     Raises:
-        UserError: no published version, one of another size, or a width or patch size that does
-            not fit its latents.
+        UserError: no published version, one of another size, other encoders than the initial
+            model's, or a transformer or layout that does not fit: see `check_training`.
     """
-    recipe = recipe.located()
-    version = LatentStore(recipe.product("latents")).open_version()
-    section = recipe.train
-    check_sizes(recipe, version)
+    asked, recipe = recipe, recipe.located()
+    section, store = recipe.train, LatentStore(recipe.product("latents"))
+    if options.dry_run and not store.versions():
+        plan = plan_training(recipe, declared_space(recipe))
+        print_plan(plan, section, command(asked, "encode"))
+        check_memory(plan, section.heads)
+        say_verdict("train", f"would run once there is a store at {store.uri}")
+        return None
+    version = store.open_version(section.store_version)
+    plan = check_training(recipe, version)
+    if options.dry_run:
+        print_plan(plan, section, command(asked, "train"))
+    check_memory(plan, section.heads)
+    check_pictures(version)
 
     def work(context: Context) -> dict[str, Any]:
         manifest = version.manifest
@@ -83,52 +103,22 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     )
 
 
-def check_sizes(recipe: Recipe, version: StoreVersion) -> None:
-    """Refuse here, not in a worker, what does not fit the store's latents.
+def check_pictures(version: StoreVersion) -> None:
+    """Refuse what the reader does not read.
 
     Raises:
-        UserError: pictures of another size, or a width, number of heads or patch size that does
-            not divide.
+        UserError: the store holds videos.
     """
-    section, manifest = recipe.train, version.manifest
-    if any(Bucket.parse(name).frames > 1 for name in manifest.buckets):
+    buckets = version.manifest.buckets
+    if any(Bucket.parse(name).frames > 1 for name in buckets):
         raise UserError(
             f"{version.store.uri} version {version.number} holds videos, in the buckets "
-            f"{', '.join(manifest.buckets)}, and training reads pictures of one bucket so far: "
+            f"{', '.join(buckets)}, and training reads pictures of one bucket so far: "
             "encode pictures alone"
         )
-    if Bucket(recipe.size, recipe.size).name not in manifest.buckets:
-        raise UserError(
-            f"size is {recipe.size}, but {version.store.uri} version {version.number} holds "
-            f"pictures of {', '.join(manifest.buckets)} (height x width x frames): run "
-            "`ldm encode` at this size, or set size to the store's"
-        )
-    for bucket in manifest.buckets:
-        height, width, _ = (int(side) // manifest.downsampling for side in bucket.split("x"))
-        try:  # the manifest does not know the embeddings' widths, and any of them would do
-            backbone_config(section, (manifest.channels, height, width), 1, 1)
-        except ValidationError as error:
-            raise UserError(f"train: {describe_errors(error)}") from error
 
 
-def backbone_config(
-    section: TrainSection, latent: tuple[int, ...], text_width: int, pooled_width: int
-) -> DiTConfig:
-    """The transformer that fits latents (C, h, w) and embeddings of these widths."""
-    channels, height, width = latent
-    return DiTConfig(
-        in_channels=channels,
-        latent_size=(height, width),
-        patch_size=section.patch_size,
-        width=section.width,
-        depth=section.depth,
-        heads=section.heads,
-        text_width=text_width,
-        pooled_width=pooled_width,
-    )
-
-
-def fitting(section: TrainSection, reader: LatentReader) -> DiTConfig:
+def fitting(section: TrainSection, reader: LatentReader) -> BackboneConfig:
     """The transformer that fits what the reader reads."""
     return backbone_config(section, reader.shape, reader.token_width, reader.pooled_width)
 
@@ -141,7 +131,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     reader = LatentReader(pinned_version(job))
     plan = SamplePlan(recipe.seed, len(reader), section.batch_size)
     torch.manual_seed(recipe.seed)  # the same initial weights on every worker
-    network = DiT(fitting(section, reader)).to(device)
+    network = new_backbone(fitting(section, reader)).to(device)
     update = new_update(job, network, section, section.weight_decay)
     ema = Ema(network, section.ema_decay)
     first = restore(job, update, ema)
@@ -188,12 +178,12 @@ def pinned_version(job: Job) -> StoreVersion:
 
 
 def new_update(
-    job: Job, network: DiT, section: TrainSection | DistillSection, weight_decay: float
+    job: Job, network: nn.Module, section: TrainSection | DistillSection, weight_decay: float
 ) -> TrainingStep:
     """What updates the transformer on this worker: Muon for hidden matrices, AdamW for the rest."""
     rank, world, device = job.place()
     dtype = compute_dtype(device, job.recipe.precision)
-    matrices = hidden_matrices(network.text_blocks, network.blocks)
+    matrices = hidden_matrices(*lists_of_blocks(network))
     optimizers = muon_and_adamw(
         network, matrices, section.learning_rate, weight_decay, dtype, rank, world
     )
@@ -215,7 +205,7 @@ def teacher_loss(
 
 
 def _finish(
-    job: Job, version: StoreVersion, network: DiT, ema: Ema, meter: Meter
+    job: Job, version: StoreVersion, network: DiT | MMDiT, ema: Ema, meter: Meter
 ) -> dict[str, Any]:
     """Save the teacher; returns the summary."""
     summary = {
@@ -226,7 +216,7 @@ def _finish(
     return {**summary, "digest": save_teacher(job, version, network.config, ema)}
 
 
-def save_teacher(job: Job, version: StoreVersion, backbone: DiTConfig, ema: Ema) -> str:
+def save_teacher(job: Job, version: StoreVersion, backbone: BackboneConfig, ema: Ema) -> str:
     """Write the model directory; returns its digest."""
     recipe, manifest = job.recipe, version.manifest
     forget_record(job.product)

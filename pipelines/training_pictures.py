@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from ldm_core.autoencoders.autoencoder import load_autoencoder
-from ldm_core.backbones.dit import DiT, DiTConfig
 from ldm_core.diffusion.denoiser import Denoiser
 from ldm_core.diffusion.grids import linear_grid
 from ldm_core.diffusion.prediction import Prediction
@@ -17,6 +16,7 @@ from ldm_core.media.pixels import to_image
 from ldm_core.samplers.euler import sample_euler
 from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema
+from pipelines.backbones import BackboneConfig, new_backbone
 from pipelines.ray_training import Job
 
 COUNT = 8
@@ -26,7 +26,7 @@ class TrainingPictures:
     """The same pictures again and again, as a grid of the run."""
 
     def __init__(
-        self, job: Job, reader: LatentReader, config: DiTConfig, device: torch.device
+        self, job: Job, reader: LatentReader, config: BackboneConfig, device: torch.device
     ) -> None:
         self.job, self.reader, self.device = job, reader, device
         rows = np.arange(min(COUNT, len(reader)))
@@ -38,7 +38,7 @@ class TrainingPictures:
                 f"{entry.uri} now holds another autoencoder ({self.autoencoder.digest}) than the "
                 f"one that made the latents ({entry.digest}): run `ldm encode` again"
             )
-        self.network = DiT(config).to(device).eval()
+        self.network = new_backbone(config).to(device).eval()
         job.run.document(self.batch.captions, "preview-captions.json")
 
     @torch.no_grad()

@@ -73,16 +73,24 @@ class Recipe(Section):
         """The same with local paths made absolute: workers run in folders of their own."""
 
         def place(value: str) -> str:
-            return value if value in ("train", "identity", "tiny") else absolute(value)
+            known = value in ("train", "identity", "tiny") or value.startswith("models:/")
+            return value if known else absolute(value)
 
         text = {"t5": place(self.text.t5), "clip": place(self.text.clip)}
         source = {"source": place(self.autoencoder.source)}
+        train = {
+            "initial": self.train.initial and place(self.train.initial),
+            "mix": tuple(
+                share.model_copy(update={"uri": place(share.uri)}) for share in self.train.mix
+            ),
+        }
         return self.model_copy(
             update={
                 "data": place(self.data),
                 "root": place(self.root),
                 "autoencoder": self.autoencoder.model_copy(update=source),
                 "text": self.text.model_copy(update=text),
+                "train": self.train.model_copy(update=train),
             }
         )
 

@@ -1,71 +1,11 @@
 """A stage's settings, one section for each: frozen, validated, and named after the stage."""
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and a misspelt field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Workers(Section):
-    """How many Ray workers a stage gets, and what each of them holds."""
-
-    count: int = Field(2, ge=1)
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
-
-    @property
-    def threads(self) -> int:
-        """Of each worker's torch."""
-        return max(1, int(self.cpus))
-
-    @property
-    def device(self) -> str:
-        """Where a worker computes: a GPU it was not given is somebody else's."""
-        return "cuda" if self.gpus else "cpu"
-
-
-class TrainingSection(Section):
-    """What every stage that trains on Ray Train says.
-
-    Attributes:
-        batch_size: samples per optimiser step, over all workers.
-        learning_rate: of AdamW; Muon's update is scaled to match its RMS.
-        max_failures: worker failures Ray Train retries from the last checkpoint.
-    """
-
-    steps: int = Field(ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    clip_norm: float = Field(1.0, gt=0)
-    log_every: int = Field(20, ge=1)
-    checkpoint_every: int = Field(200, ge=1)
-    max_failures: int = Field(3, ge=0)
-    workers: Workers = Workers()
-
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide the result: not who computes it, nor what is told on the way."""
-        telling = {"log_every", "sample_every", "checkpoint_every"}
-        return self.model_dump(
-            mode="json", exclude=telling | {"workers", "max_failures", "compile"}
-        )
-
-    @model_validator(mode="after")
-    def _shares(self) -> "TrainingSection":
-        """Every worker takes the same share of a batch: their gradients are averaged as equals."""
-        count = self.workers.count
-        if self.batch_size % count:
-            near = math.ceil(self.batch_size / count) * count
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide among workers.count {count}: try "
-                f"batch_size {near} or another workers.count"
-            )
-        return self
+from pipelines.recipes.base import Section, TrainingSection, Workers
+from pipelines.recipes.train_section import TrainSection as TrainSection
 
 
 class AutoencoderSection(TrainingSection):
@@ -75,7 +15,9 @@ class AutoencoderSection(TrainingSection):
         source: "train" trains a `diffusers.AutoencoderKL` on the pictures; "identity" works in
             pixel space; anything else is the path or URI of a diffusers autoencoder directory.
         downsampling: pixels per latent along a side, a power of two.
-        channels: latent channels.
+        temporal_downsampling: frames per frame of latents after the first.
+        channels: latent channels. With a `source` elsewhere, this and the downsamplings only say
+            what a plan expects of it.
         block_channels: channels of each level, finest first; log2(downsampling) + 1 of them.
         perceptual_weight: weight of the weight-free perceptual term.
         halved_share: share of the steps on which halved latents are to decode to halved pictures
@@ -84,6 +26,7 @@ class AutoencoderSection(TrainingSection):
 
     source: str = "train"
     downsampling: int = Field(4, ge=1)
+    temporal_downsampling: int = Field(1, ge=1)
     channels: int = Field(4, ge=1)
     block_channels: tuple[Annotated[int, Field(ge=1)], ...] = (32, 64, 64)
     layers_per_block: int = Field(1, ge=1)
@@ -92,6 +35,12 @@ class AutoencoderSection(TrainingSection):
     kl_weight: float = Field(1e-6, ge=0)
     perceptual_weight: float = Field(0.1, ge=0)
     halved_share: float = Field(0.0, ge=0, le=1)
+
+    def deciding(self) -> dict[str, Any]:
+        """Without what only says what is expected."""
+        values = super().deciding()
+        del values["temporal_downsampling"]
+        return values
 
     @model_validator(mode="after")
     def _levels(self) -> "AutoencoderSection":
@@ -110,12 +59,26 @@ class TextSection(Section):
         t5: token embeddings, e.g. a copy of google/t5-v1_1-xxl.
         clip: pooled embedding, e.g. a copy of openai/clip-vit-large-patch14.
         max_tokens: captions are cut here; embeddings are stored at their true length.
+        tiny_width: of the embeddings of "tiny" encoders.
+        t5_width, clip_width: of other encoders' embeddings; they only say what a plan expects.
     """
 
     t5: str = "tiny"
     clip: str = "tiny"
     max_tokens: int = Field(128, ge=2)
     tiny_width: int = Field(64, ge=8)
+    t5_width: int = Field(4096, ge=1)
+    clip_width: int = Field(768, ge=1)
+
+    @property
+    def token_width(self) -> int:
+        """Channels of a caption's tokens."""
+        return self.tiny_width if self.t5 == "tiny" else self.t5_width
+
+    @property
+    def vector_width(self) -> int:
+        """Channels of a pooled caption."""
+        return self.tiny_width if self.clip == "tiny" else self.clip_width
 
 
 class EncodeSection(Section):
@@ -164,33 +127,6 @@ class EncodeSection(Section):
     item_gib: float = Field(4.0, gt=0)
     worker_hour_price: float = Field(0.0, ge=0)
     workers: Workers = Workers()
-
-
-class TrainSection(TrainingSection):
-    """Stage 3: the store -> a text-conditioned latent diffusion transformer.
-
-    Attributes:
-        timestep_mean, timestep_std: of the logit-normal draw; shift moves mass to more noise.
-        sample_steps, guidance: what the model draws with unless told otherwise, previews included.
-    """
-
-    patch_size: int = Field(2, ge=1)
-    width: int = Field(192, ge=16)
-    depth: int = Field(8, ge=1)
-    heads: int = Field(6, ge=1)
-    steps: int = Field(800, ge=1)
-    warmup_steps: int = Field(50, ge=0)
-    decay_fraction: float = Field(0.3, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
-    caption_drop: float = Field(0.1, ge=0, lt=1)
-    timestep_mean: float = 0.0
-    timestep_std: float = Field(1.0, gt=0)
-    timestep_shift: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    sample_steps: int = Field(32, ge=1)
-    guidance: float = Field(2.5, ge=1)
-    sample_every: int = Field(400, ge=1)
-    compile: bool = False
 
 
 class DistillSection(TrainingSection):

@@ -34,7 +34,10 @@ def test_dry_runs_write_nothing(ldm, tmp_path):
     assert pixels.stdout.endswith("encode: would run, and build the tiny text encoders\n")
     source = ldm("autoencoder", *words, "--set", "autoencoder.source=identity")
     assert source.stdout.endswith("autoencoder: has nothing to do\n")
-    for stage in ("train", "distill", "evaluate"):
+    planned = ldm("train", *words)
+    assert "run/latents  (missing)" in planned.stdout
+    assert planned.stdout.endswith(f"would run once there is a store at {tmp_path}/run/latents\n")
+    for stage in ("distill", "evaluate"):
         later = ldm(stage, *words)
         assert_mistake(later, "run/")
         assert "(missing)" in later.stdout

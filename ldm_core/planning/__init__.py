@@ -1,0 +1,1 @@
+"""What a training would take before it starts: parameters, FLOPs, memory, time and cost."""

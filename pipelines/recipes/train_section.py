@@ -1,0 +1,218 @@
+"""Stage 3's settings: network, data, optimisation, and how the workers share it."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from ldm_core.planning.accelerators import accelerator
+from pipelines.recipes.base import Section, TrainingSection
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+BucketName = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")]
+
+# They change how fast the result comes and what is told on the way, not what it is.
+_TELLING = {"log_every", "sample_every", "checkpoint_every", "validate_every"}
+_HOW = {"workers", "layout", "activation_checkpointing", "compile", "max_failures"}
+_KEPT = {"keep_checkpoints", "validation_gpus", "accelerator", "worker_hour_price", "store_version"}
+
+
+class LayoutSection(Section):
+    """How the workers are arranged: replicate x shard x context of them.
+
+    Attributes:
+        replicate: groups that hold the whole training state; None is as many as there are workers.
+        shard: workers of a group that deal out its parameters and are given different samples.
+        context: workers that deal out a sample's tokens.
+    """
+
+    replicate: int | None = Field(None, ge=1)
+    shard: int = Field(1, ge=1)
+    context: int = Field(1, ge=1)
+
+    def replicas(self, workers: int) -> int:
+        """How many groups the workers are.
+
+        Raises:
+            ValueError: they are not replicate x shard x context.
+        """
+        group = self.shard * self.context
+        replicate = self.replicate or max(1, workers // group)
+        if replicate * group != workers:
+            raise ValueError(
+                f"layout.replicate {replicate} x shard {self.shard} x context {self.context} are "
+                f"{replicate * group} workers, but workers.count is {workers}: set workers.count="
+                f"{replicate * group}, or another layout"
+            )
+        return replicate
+
+
+class StoreShare(Section):
+    """A further latent store to train on.
+
+    Attributes:
+        uri: where it is.
+        weight: its share of the samples drawn, where the recipe's own store has 1.
+        version: of its published versions; None is the newest.
+    """
+
+    uri: str
+    weight: float = Field(1.0, gt=0)
+    version: int | None = Field(None, ge=1)
+
+
+class TrainSection(TrainingSection):
+    """Stage 3: the store -> a text-conditioned latent diffusion transformer.
+
+    Attributes:
+        backbone: "dit" reads a refined caption; "mmdit" gives text and image weights of their own.
+        mlp_ratio: hidden width of the MLPs over `width`; None is the backbone's own.
+        text_depth: of a dit: blocks that refine the caption.
+        single_depth: of an mmdit: blocks over all tokens alike, after `depth` joint ones.
+        qk_norm: of an mmdit: whether queries and keys are normalised; a dit always does.
+        positions: of an mmdit: "fixed" is for pictures alone.
+        buckets: "height x width x frames" it is meant for, the main one first; without any,
+            pictures of the recipe's size. A store adds its own.
+        initial: model directory, or folder of a diffusers transformer, that training starts from.
+        store_version: of the recipe's store; None is the newest.
+        mix: further stores.
+        batch_size: samples of an optimiser step, of the main bucket.
+        micro_batches: parts of a step that are computed apart and averaged; None is one for each
+            worker that is given samples of its own.
+        tokens: the most of a micro-batch; None is what its samples of the main bucket have. Larger
+            samples come in smaller micro-batches.
+        activation_checkpointing: what is computed again in the backward pass: "selective" is what
+            is no matrix product, "full" is every block.
+        float8: whether the blocks' matrix products are computed in 8 bits.
+        schedule: after the warm-up; "wsd" falls over the last `decay_fraction` of the steps.
+        timestep_mean, timestep_std: of the logit-normal draw; shift moves mass to more noise.
+        ema_decay: of the averaged weights that are the model.
+        ema_decays: of further averages.
+        ema_lengths: relative widths of power-function averages, of which snapshots are kept.
+        spike_factor: a step whose gradient is so many times the usual is skipped; None is never.
+        validation_samples: held out, for a loss at fixed noise every `validate_every` steps.
+        validation_gpus: of the actor that validates and draws pictures beside training.
+        keep_checkpoints: the newest so many.
+        sample_steps, guidance: what the model draws with unless told otherwise, previews included.
+        accelerator: what the workers have, for the plan: a layout that cannot fit is refused.
+        worker_hour_price: for the cost a dry run tells; 0 is what the accelerator typically costs.
+    """
+
+    backbone: Literal["dit", "mmdit"] = "dit"
+    patch_size: int = Field(2, ge=1)
+    width: int = Field(192, ge=16)
+    depth: int = Field(8, ge=1)
+    heads: int = Field(6, ge=1)
+    mlp_ratio: float | None = Field(None, gt=0)
+    text_depth: int = Field(2, ge=0)
+    single_depth: int = Field(0, ge=0)
+    qk_norm: bool = True
+    positions: Literal["rotary", "fixed"] = "rotary"
+    buckets: tuple[BucketName, ...] = ()
+    initial: str | None = None
+    store_version: int | None = Field(None, ge=1)
+    mix: tuple[StoreShare, ...] = ()
+    steps: int = Field(800, ge=1)
+    micro_batches: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    layout: LayoutSection = LayoutSection()
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+    float8: bool = False
+    optimizer: Literal["muon", "adamw"] = "muon"
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"
+    warmup_steps: int = Field(50, ge=0)
+    decay_fraction: float = Field(0.3, ge=0, le=1)
+    weight_decay: float = Field(0.01, ge=0)
+    spike_factor: float | None = Field(None, gt=1)
+    caption_drop: float = Field(0.1, ge=0, lt=1)
+    timestep_mean: float = 0.0
+    timestep_std: float = Field(1.0, gt=0)
+    timestep_shift: float = Field(1.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_decays: tuple[Decay, ...] = ()
+    ema_lengths: tuple[Annotated[float, Field(gt=0, lt=0.288)], ...] = ()
+    validation_samples: int = Field(0, ge=0)
+    validate_every: int = Field(400, ge=1)
+    validation_gpus: float = Field(0, ge=0)
+    keep_checkpoints: int = Field(2, ge=1)
+    sample_steps: int = Field(32, ge=1)
+    guidance: float = Field(2.5, ge=1)
+    sample_every: int = Field(400, ge=1)
+    accelerator: str | None = None
+    worker_hour_price: float = Field(0.0, ge=0)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the result: not who computes it, nor what is told on the way.
+
+        A field that a former program did not have counts once it says something new.
+        """
+        values = self.model_dump(mode="json", exclude=_TELLING | _HOW | _KEPT)
+        plain = type(self).model_construct().model_dump(mode="json")
+        return {
+            name: value for name, value in values.items() if name in _FORMER or value != plain[name]
+        }
+
+    @property
+    def lanes(self) -> int:
+        """Workers, or groups of `layout.context` of them, that are given samples of their own."""
+        return self.layout.replicas(self.workers.count) * self.layout.shard
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step."""
+        return self.micro_batches or self.lanes
+
+    @model_validator(mode="after")
+    def _shares(self) -> "TrainSection":
+        """Every part of a batch has as many samples: their gradients are averaged as equals."""
+        lanes = self.lanes
+        if self.parts < lanes:
+            raise ValueError(
+                f"micro_batches {self.parts} are fewer than the {lanes} workers that are given "
+                f"samples of their own: try micro_batches {lanes}, or more layout.context"
+            )
+        if self.tokens is None and self.batch_size % self.parts:
+            counted = "workers.count" if self.parts == self.workers.count else "micro_batches"
+            near = math.ceil(self.batch_size / self.parts) * self.parts
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide among {counted} {self.parts}: try "
+                f"batch_size {near} or another {counted}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _network(self) -> "TrainSection":
+        """Refuse what the backbone has no use for, rather than to leave it unheard."""
+        if self.heads % self.layout.context:
+            raise ValueError(
+                f"heads {self.heads} do not divide among layout.context {self.layout.context}: "
+                f"choose a divisor of {self.heads}"
+            )
+        plain = type(self).model_fields
+        others = {"dit": ("single_depth", "qk_norm", "positions"), "mmdit": ("text_depth",)}
+        for name in others[self.backbone]:
+            if getattr(self, name) != plain[name].default:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is of another backbone than "
+                    f"{self.backbone}: leave it at {plain[name].default}"
+                )
+        if self.positions == "fixed" and any(not name.endswith("x1") for name in self.buckets):
+            raise ValueError(
+                f"positions fixed are for pictures, but buckets are {', '.join(self.buckets)}: "
+                "choose positions rotary"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _known(self) -> "TrainSection":
+        if self.accelerator is not None:
+            accelerator(self.accelerator)
+        return self
+
+
+_FORMER = {
+    "steps", "batch_size", "learning_rate", "clip_norm", "patch_size", "width", "depth", "heads",
+    "warmup_steps", "decay_fraction", "weight_decay", "caption_drop", "timestep_mean",
+    "timestep_std", "timestep_shift", "ema_decay", "sample_steps", "guidance",
+}  # fmt: skip

@@ -1,0 +1,219 @@
+"""What `ldm train --dry-run` tells, and what is refused before any worker starts."""
+
+import json
+import re
+
+import pytest
+import torch
+from command_line import assert_mistake, files_under
+from small_store import small_store
+from tiny_project import model_config, random_network, tiny_project
+
+from ldm_core.errors import UserError
+from ldm_core.latents.store import LatentStore
+from ldm_core.model_directory import Reference, save_model
+from ldm_core.planning.memory import memory_of
+from ldm_core.planning.search import fits
+from pipelines.backbones import declared_space, new_backbone, stored_space
+from pipelines.recipe_options import Arguments
+from pipelines.recipes import RECIPES
+from pipelines.train_plan import check_memory, plan_training
+
+PUBLISHED = {  # parameters, tokens of the main bucket
+    "image-b": (0.13e9, 256),
+    "image-xl": (0.675e9, 256),
+    "mmdit-2b": (2.03e9, 1024),
+    "flux-12b": (11.9e9, 4096),
+    "video-1b": (1.3e9, 32760),
+    "video-14b": (14e9, 37440),
+    "video-30b": (30e9, 75600),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_planned_without_a_store(name):
+    recipe = RECIPES[name]()
+    plan = plan_training(recipe, declared_space(recipe))
+    with torch.device("meta"):
+        network = new_backbone(plan.backbone)
+    assert plan.step.weights.total == sum(weight.numel() for weight in network.parameters())
+    main = plan.step.samples[0]
+    assert plan.step.per_step(main) == recipe.train.batch_size
+    if name in PUBLISHED:
+        parameters, tokens = PUBLISHED[name]
+        assert plan.step.weights.total == pytest.approx(parameters, rel=0.15)
+        assert main.tokens == tokens
+        assert plan.on is not None
+        assert fits(plan.step, plan.on)
+        check_memory(plan, recipe.train.heads)
+
+
+def test_a_dry_run_prints_the_plan(ldm, tmp_path):
+    result = ldm("train", "video-14b", "--dry-run")
+    assert result.exit_code == 0, result.output
+    text = result.stdout
+    assert "13,976 M of a dit: 2 text_blocks 629 M, 28 blocks 13,215 M" in text
+    assert re.search(r"480x832x93 +37,440 +512 +1.48 PFLOP +4.43 PFLOP +1 +128 +567 PFLOP", text)
+    assert "memory of a device, GiB: replicate 1 x shard 128 x context 1" in text
+    rates = re.findall(r"^  (\S+) +\S+ +(?:yes|no, \d+) +(\S+) +(\S+) +\d+ +(\d+) %", text, re.M)
+    assert [name for name, *_ in rates][:2] == ["H100-80", "H200-141"]
+    for _, seconds, per_second, share in rates:
+        assert float(seconds) * float(per_second) == pytest.approx(128, rel=0.01)
+        assert 5 <= int(share) <= 40
+    assert "next     run          ldm encode video-14b\n" in text
+    assert text.splitlines()[-1].startswith("train: would run once there is a store at ")
+    assert files_under(tmp_path) == {}
+
+
+def test_an_accelerator_for_a_recipe_of_cpus(ldm):
+    without = ldm("train", "image-s", "--dry-run").stdout
+    assert "is predicted for accelerators: --accelerator H100-80" in without
+    text = ldm("train", "image-s", "--dry-run", "--accelerator", "A10G-24").stdout
+    assert re.search(r"on +GiB +fits .*\n  A10G-24 +20.7 +yes", text)
+    assert "ldm encode image-s --set train.accelerator=A10G-24\n" in text
+    assert_mistake(
+        ldm("train", "--dry-run", "--accelerator", "H100"), "accelerator H100", "H100-80"
+    )
+
+
+def test_a_price_of_ones_own(ldm):
+    words = ("train", "image-b", "--dry-run", "--set", "train.worker_hour_price=30")
+    row = re.search(r"^  H100-80 .*", ldm(*words).stdout, re.M)
+    usual = re.search(r"^  H100-80 .*", ldm(*words[:3]).stdout, re.M)
+    assert row
+    assert usual
+    assert float(row[0].split()[-3]) == pytest.approx(10 * float(usual[0].split()[-3]), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (
+            "flux-12b --set train.layout.shard=1",
+            ("flux-12b", "replicate 64 x shard 1", "GiB a device", "73.2 of its 79.6 GiB", "--set"),
+        ),
+        ("flux-12b --set train.layout.context=5", ("layout", "workers.count is 64")),
+        ('flux-12b --set train.layout={"shard":2,"context":16}', ("heads 24", "layout.context 16")),
+        ("image-b --set train.layout.shard=3", ("shard 3", "workers.count is 8")),
+        ("image-b --set train.micro_batches=4", ("micro_batches 4", "8 workers")),
+        ("image-b --set train.micro_batches=24", ("batch_size 256", "micro_batches 24", "264")),
+        ("image-b --set train.patch_size=3", ("train: a latent of 32 x 32", "3 x 3")),
+        ("image-b --set train.single_depth=3", ("single_depth 3", "dit")),
+        ("mmdit-2b --set train.text_depth=3", ("text_depth 3", "mmdit")),
+        ("mmdit-2b --set train.heads=7", ("train: width 1536", "heads 7")),
+        ("video-1b --set train.buckets=[480x832x80]", ("480x832x80", "temporal_downsampling 4")),
+        ("video-1b --set train.buckets=[480x832]", ("train.buckets.0 is '480x832'",)),
+        (
+            "mmdit-2b --set train.positions=fixed --set train.buckets=[512x512x5]",
+            ("positions fixed", "512x512x5"),
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(ldm, words, named):
+    named = named[1:] if named[0] == words.split()[0] else named
+    assert_mistake(ldm("train", *words.split(), "--dry-run"), *named)
+
+
+def test_more_shards_than_rows(ldm):
+    words = "--set train.workers.count=64 --set train.batch_size=64 --set train.layout.shard=64"
+    result = ldm("train", "image-tiny", *words.split(), "--dry-run")
+    assert_mistake(result, "64 workers", "smallest matrix of a block has 32 rows")
+
+
+def test_the_remedy_that_is_named_is_one(ldm):
+    refused = ldm("train", "flux-12b", "--set", "train.layout.shard=1", "--dry-run").stderr
+    words = re.findall(r"--set (train\.\S+=(?:'[^']*'|\S+))", refused)
+    assert words
+    overrides = ("train.layout.shard=1", *(word.replace("'", "") for word in words))
+    recipe = Arguments("flux-12b", overrides=overrides).resolve()
+    plan = plan_training(recipe, declared_space(recipe))
+    assert plan.on is not None
+    assert fits(plan.step, plan.on)
+    said = float(re.search(r"([\d.]+) GiB with", refused)[1])
+    assert memory_of(plan.step).total / 2**30 == pytest.approx(said, abs=0.06)
+
+
+def tiny(*words: str):
+    return Arguments("image-tiny", root="run", overrides=("size=8", *words)).resolve()
+
+
+def test_a_store_says_what_it_holds(tmp_path):
+    version = small_store(tmp_path / "latents", shape=(2, 8, 8))
+    space = stored_space(version)
+    assert (dict(space.latents), space.text_width) == ({"8x8x1": (2, 8, 8)}, 5)
+    plan = plan_training(tiny(), space)
+    assert (plan.backbone.in_channels, plan.backbone.text_width) == (2, 5)
+    assert plan.step.samples[0].tokens == 16
+
+
+WORDS = ("image-tiny", "--root", "run", "--set", "size=8")
+
+
+def test_a_version_that_is_not_there(ldm, tmp_path):
+    small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
+    result = ldm("train", *WORDS, "--set", "train.store_version=7", "--dry-run")
+    assert_mistake(result, "no version 7", "[1]")
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_stores_of_other_encoders_are_not_mixed(ldm, tmp_path, dry):
+    small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
+    other = small_store(tmp_path / "other", shape=(2, 8, 8))
+    mix = json.dumps([{"uri": "other", "weight": 0.5}])
+    words = (*WORDS, "--set", f"train.mix={mix}")
+    assert ldm("train", *words, "--dry-run").stdout.endswith("train: would run\n")
+    entry = other.manifest.autoencoder.model_copy(update={"digest": "b"})
+    LatentStore(other.store.uri).publish(other.manifest.model_copy(update={"autoencoder": entry}))
+    assert_mistake(ldm("train", *words, *dry), "autoencoder a", "autoencoder b", "train.mix")
+    earlier = json.dumps([{"uri": "other", "version": 3}])
+    assert_mistake(ldm("train", *WORDS, "--set", f"train.mix={earlier}", *dry), "no version 3")
+
+
+def initial_model(root, version, **changes) -> str:
+    """A model directory that goes with the store."""
+    tiny_project(root)
+    texts = {
+        entry.name: Reference(uri=entry.uri, digest=entry.digest)
+        for entry in version.manifest.texts
+    }
+    entry = version.manifest.autoencoder
+    config = model_config(texts, autoencoder=Reference(uri=entry.uri, digest=entry.digest))
+    backbone = plan_training(tiny(), stored_space(version)).backbone
+    config = config.model_copy(update={"backbone": backbone, **changes})
+    save_model(f"{root}/initial", config, random_network(config.backbone).state_dict(), "")
+    return f"{root}/initial"
+
+
+def test_a_model_to_start_from(ldm, tmp_path):
+    version = small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
+    at = initial_model(tmp_path / "p", version)
+    good = (*WORDS, "--set", f"train.initial={at}", "--dry-run")
+    assert ldm("train", *good).stdout.endswith("train: would run\n")
+    wider = ldm("train", *good, "--set", "train.width=64")
+    assert_mistake(wider, "train.initial", "width 32 and not 64")
+    kind = ldm("train", *good, "--set", "train.backbone=mmdit")
+    assert_mistake(kind, "is a DiT where the recipe says MMDiT")
+    other = Reference(uri="identity", digest="0123")
+    at = initial_model(tmp_path / "q", version, autoencoder=other)
+    result = ldm("train", *WORDS, "--set", f"train.initial={at}", "--dry-run")
+    assert_mistake(result, "trained with autoencoder 0123", "the store's is a")
+    gone = ldm("train", *WORDS, "--set", "train.initial=nowhere", "--dry-run")
+    assert_mistake(gone, "no model at", "nowhere")
+
+
+def test_a_diffusers_transformer_of_other_channels(ldm, tmp_path):
+    small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
+    (tmp_path / "sd3").mkdir()
+    config = {"_class_name": "SD3Transformer2DModel", "in_channels": 16}
+    (tmp_path / "sd3" / "config.json").write_text(json.dumps(config))
+    result = ldm("train", *WORDS, "--set", "train.initial=sd3", "--dry-run")
+    assert_mistake(result, "latents of 16 channels", "have 2")
+
+
+def test_no_accelerator_no_refusal():
+    recipe = Arguments("flux-12b", overrides=("train.layout.shard=1", "train.accelerator=null"))
+    plan = plan_training(recipe.resolve(), declared_space(recipe.resolve()))
+    check_memory(plan, 24)
+    named = Arguments("flux-12b", overrides=("train.layout.shard=1",)).resolve()
+    with pytest.raises(UserError, match=r"needs 3\d\d\.\d GiB a device \(averages"):
+        check_memory(plan_training(named, declared_space(named)), 24)

@@ -1,0 +1,85 @@
+"""What decides a training's result, and what a section makes of the workers it has."""
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.recipes import RECIPES
+from pipelines.recipes.sections import TrainSection, Workers
+from pipelines.recipes.train_section import LayoutSection
+from pipelines.train_plan import layout_of, micro_samples
+
+TELLING = {
+    "layout": LayoutSection(replicate=2),
+    "activation_checkpointing": "full",
+    "compile": True,
+    "workers": Workers(count=4),
+    "validate_every": 7,
+    "keep_checkpoints": 5,
+    "accelerator": "H100-80",
+    "worker_hour_price": 2.0,
+    "store_version": 3,
+    "max_failures": 0,
+}
+DECIDING = {
+    "micro_batches": 4,
+    "tokens": 512,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "ema_decays": (0.9,),
+    "ema_lengths": (0.05,),
+    "spike_factor": 4.0,
+    "validation_samples": 8,
+    "initial": "models:/a/1",
+    "float8": True,
+    "mlp_ratio": 4.0,
+    "buckets": ("64x64x1",),
+    "mix": ({"uri": "s3://b/more"},),
+    "steps": 9,
+}
+
+
+def section(**fields) -> TrainSection:
+    return TrainSection.model_validate(fields)
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_what_does_not_decide(name):
+    assert section(**{name: TELLING[name]}).deciding() == section().deciding()
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_what_decides(name):
+    assert section(**{name: DECIDING[name]}).deciding() != section().deciding()
+
+
+def test_fields_that_came_later_leave_former_digests_alone():
+    """The demo's, as they were before there were such fields."""
+    assert RECIPES["image-s"]().train.deciding() == {
+        "steps": 1900, "batch_size": 32, "learning_rate": 0.008, "clip_norm": 1.0,
+        "patch_size": 2, "width": 96, "depth": 4, "heads": 4, "warmup_steps": 50,
+        "decay_fraction": 0.6, "weight_decay": 0.01, "caption_drop": 0.1, "timestep_mean": 0.0,
+        "timestep_std": 0.8, "timestep_shift": 3.0, "ema_decay": 0.99, "sample_steps": 32,
+        "guidance": 2.5,
+    }  # fmt: skip
+    assert "temporal_downsampling" not in RECIPES["image-s"]().autoencoder.deciding()
+
+
+def test_the_layout_of_the_workers():
+    def laid_out(count: int, **layout: int) -> tuple[int, int, int, int, int]:
+        train = section(workers={"count": count}, layout=layout, batch_size=64)
+        made = layout_of(train)
+        return made.replicate, made.shard, made.context, train.lanes, train.parts
+
+    assert laid_out(8) == (8, 1, 1, 8, 8)
+    assert laid_out(8, shard=4) == (2, 4, 1, 8, 8)
+    assert laid_out(8, shard=2, context=2) == (2, 2, 2, 4, 4)
+    with pytest.raises(ValidationError, match="replicate 3 x shard 2 x context 1 are 6 workers, b"):
+        section(workers={"count": 8}, layout={"replicate": 3, "shard": 2})
+
+
+def test_larger_samples_come_in_smaller_micro_batches():
+    tokens = {"64x64x1": 64, "64x128x1": 128, "64x64x25": 1600}
+    train = section(batch_size=32, micro_batches=2)
+    assert micro_samples(train, tokens) == {"64x64x1": 16, "64x128x1": 8, "64x64x25": 1}
+    assert micro_samples(section(tokens=640), tokens)["64x64x1"] == 10
+    assert section(tokens=640, batch_size=33).parts == 2  # the budget says how many there are
