@@ -10,10 +10,13 @@ from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
+from faulty_proxy import FaultyProxy
+from proxy_faults import by_lot, lost_answer, to
 
 from ldm_core.errors import UserError
 from ldm_core.latents import lock
 from ldm_core.latents.lock import EXPIRY_S, Owner, locked, take
+from ldm_core.patient_s3 import PatientS3
 
 
 def numbers(uri: Path) -> list[int]:
@@ -97,6 +100,20 @@ def test_a_lock_acknowledged_late_is_ours(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "put_if_absent", late)
     with locked(str(tmp_path)) as mine:
         mine.check()
+
+
+def test_locks_in_a_bucket_that_loses_acknowledgements(s3, monkeypatch):
+    """Of the taking as well as of the giving back."""
+    with FaultyProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        PatientS3.clear_instance_cache()
+        proxy.rule(by_lot(0, 0.5, to("PUT", "/locks/")), lost_answer)
+        for number in range(1, 6):
+            with locked(f"{s3}/lossy") as mine:
+                assert mine.number == number
+                mine.check()
+        assert proxy.counts["lost_answer"] > 3
+    PatientS3.clear_instance_cache()
 
 
 def test_one_that_was_taken_and_given_back_meanwhile_is_no_obstacle(tmp_path, monkeypatch):
