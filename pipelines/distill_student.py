@@ -22,18 +22,22 @@ from ldm_core.errors import UserError
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.model_directory import ModelConfig, load_model, save_model
+from ldm_core.training.checkpoint_state import architecture_of
 from ldm_core.training.draws import draw
 from ldm_core.training.ema import Ema
-from ldm_core.training.optimizers import warmup_then_decay
+from ldm_core.training.optimizers import hidden_matrices, muon_and_adamw
 from ldm_core.training.prefetch import prefetch
+from ldm_core.training.schedules import warmup_then_decay
+from ldm_core.training.step import TrainingStep, compute_dtype
+from pipelines.backbones import lists_of_blocks
 from pipelines.cards import student_card
 from pipelines.meter import Meter
-from pipelines.ray_training import Job, due, fit, restore, save
+from pipelines.ray_training import Job, due, fit
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import DistillSection
 from pipelines.stage import Context, Options, Record, forget_record, run_stage
 from pipelines.tracking import register_model
-from pipelines.train_denoiser import new_update, pinned_version
+from pipelines.training_state import Resuming
 
 WARMUP_STEPS = 10
 
@@ -89,9 +93,10 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     teacher.requires_grad_(False).to(device)
     network = student_of(teacher).to(device)
     averaged = student_of(teacher).to(device).requires_grad_(False)
-    update = new_update(job, network, section, weight_decay=0.0)
+    update = new_update(job, network)
     ema = Ema(network, section.ema_decay)
-    first = restore(job, update, ema)
+    resuming = Resuming(job, update, {"model": ema}, architecture_of(network))
+    first = resuming.restore()
     model = ray.train.torch.prepare_model(network, move_to_device=False)
     null = reader.null_condition().to(device)
     losses = _losses(section, FlowMap(model), FlowMap(averaged), teacher, null)
@@ -116,12 +121,28 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
             figures |= {f"loss/{phase}": result.loss, **meter.read()}
             job.log(done, figures, f"{phase} loss {result.loss:.4f}")
         if done % section.checkpoint_every == 0 and done < section.steps:
-            save(job, update, ema, done)
+            resuming.save(done)
+    resuming.wait()
     if rank:
         return {}
     summary = {"steps": section.steps, **meter.mean()}
     digest = save_student(job, reader.version, teacher_config, teacher_digest, network, ema)
     return {**summary, "digest": digest}
+
+
+def pinned_version(job: Job) -> StoreVersion:
+    """A store version of the content the stage began with, also after a restart."""
+    return LatentStore(job.recipe.product("latents")).version_of(job.inputs["latents"])
+
+
+def new_update(job: Job, network: DiT) -> TrainingStep:
+    """What updates the student on this worker: Muon for hidden matrices, AdamW for the rest."""
+    rank, world, device = job.place()
+    section = job.recipe.distill
+    dtype = compute_dtype(device, job.recipe.precision)
+    matrices = hidden_matrices(*lists_of_blocks(network))
+    optimizers = muon_and_adamw(network, matrices, section.learning_rate, 0.0, dtype, rank, world)
+    return TrainingStep(network, optimizers, device, dtype, section.clip_norm)
 
 
 def _losses(

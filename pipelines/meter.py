@@ -35,9 +35,13 @@ class Meter:
         elapsed = max(time.monotonic() - self._began, 1e-9)
         return {"mean_samples_per_second": self._counted / elapsed}
 
+    def elapsed(self) -> float:
+        """Seconds since it was last read."""
+        return max(time.monotonic() - self._start, 1e-9)
+
     def read(self) -> dict[str, float]:
         """The figures, and start anew."""
-        elapsed = max(time.monotonic() - self._start, 1e-9)
+        elapsed = self.elapsed()
         figures = {
             "samples_per_second": self._samples / elapsed,
             "data_wait_share": self._waited / elapsed,

@@ -1,6 +1,7 @@
-"""What the training stages share: Ray Train's trainer, checkpoints, and the driver's progress bar.
+"""What the training stages share: Ray Train's trainer, and the driver's progress bar.
 
-A worker function gets a `Job`; whatever it needs to go on after a kill is in the last checkpoint.
+A worker function gets a `Job`; whatever it needs to go on after a kill is in the last checkpoint,
+which `training_state.py` writes and finds.
 """
 
 import tempfile
@@ -8,20 +9,23 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
-import pyarrow.fs
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, filesystem, is_remote
-from ldm_core.training.ema import Ema
-from ldm_core.training.step import TrainingStep
+from ldm_core.files import absolute, join
 from pipelines.progress import Progress
 from pipelines.progress_board import ProgressBoard
 from pipelines.ray_runtime import check_room, start
@@ -30,17 +34,24 @@ from pipelines.recipes.sections import Workers
 from pipelines.stage import EARLIER_SECONDS, Context, checkpoint_place
 from pipelines.tracking import Run
 
-STATE = "state.pt"
+CAUSE_LENGTH = 500  # of a tag's value
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker function is given; `inputs` are the stage's, pinned when it began."""
+    """What a worker function is given.
+
+    Attributes:
+        inputs: the stage's, pinned when it began.
+        checkpoints: the folder of the run's checkpoints.
+        board: the driver's `ProgressBoard`.
+    """
 
     recipe: Recipe
     run: Run
     product: str
     inputs: dict[str, str]
+    checkpoints: str
     board: Any
     workers: Workers
 
@@ -95,28 +106,46 @@ def fit(
         context.run,
         absolute(context.product),
         dict(context.inputs),
+        absolute(join(folder, name)),
         board,
         workers,
     )
-    trainer = TorchTrainer(
-        cast(Any, worker),  # Ray's types know no worker that returns something
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
-        scaling_config=_scaling(workers),
-        run_config=RunConfig(
-            name=name,
-            failure_config=FailureConfig(max_failures=max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            **_storage(folder),
-        ),
-    )
     with context.progress(steps, "steps") as bar, _watching(board, bar):
-        try:
-            result = trainer.fit()
-        except Exception as error:
-            raise _cause(error) from error
-    summary = dict(cast(Any, result).return_value or {})
+        summary = _supervised(partial(_train, worker, job, max_failures), job.run, max_failures)
     return {**summary, EARLIER_SECONDS: ray.get(board.earlier.remote())}
+
+
+def _train(
+    worker: Callable[[dict[str, Job]], dict[str, Any]], job: Job, max_failures: int
+) -> dict[str, Any]:
+    """Ray Train, from the last checkpoint on; what it keeps for itself does not outlive it."""
+    with tempfile.TemporaryDirectory(prefix="ldm-train-") as scratch:
+        trainer = TorchTrainer(
+            cast(Any, worker),  # Ray's types know no worker that returns something
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend="nccl" if job.workers.gpus else "gloo"),
+            scaling_config=_scaling(job.workers),
+            run_config=RunConfig(
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=max_failures),
+                callbacks=cast(Any, [_Causes(job.run)]),
+            ),
+        )
+        return dict(cast(Any, trainer.fit()).return_value or {})
+
+
+def _supervised(train: Callable[[], dict[str, Any]], run: Run, retries: int) -> dict[str, Any]:
+    """Ray Train again when its controller has failed, which it does not retry for itself."""
+    for attempt in range(retries + 1):
+        try:
+            return train()
+        except Exception as error:
+            cause = _cause(error)
+            if not isinstance(cause, ControllerError) or attempt == retries:
+                raise cause from error
+            print(f"Ray Train's controller failed, going on from the last checkpoint: {error}")
+            run.tags({f"controller_failure.{attempt + 1}": str(error)[-CAUSE_LENGTH:]})
+    raise AssertionError("unreachable")
 
 
 def _scaling(workers: Workers) -> ScalingConfig:
@@ -128,13 +157,19 @@ def _scaling(workers: Workers) -> ScalingConfig:
     )
 
 
-def _storage(folder: str) -> dict[str, Any]:
-    """Ray Train's storage arguments; s3 through fsspec, which honours AWS_ENDPOINT_URL."""
-    if not is_remote(folder):
-        return {"storage_path": absolute(folder)}
-    fs, path = filesystem(folder)
-    wrapped = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
-    return {"storage_path": path, "storage_filesystem": wrapped}
+class _Causes(UserCallback):
+    """Tells the run why workers had to begin again."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.count = run, 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train's controller."""
+        self.count += 1
+        first = next(iter(worker_exceptions.values()), None)
+        told = f"worker {', '.join(map(str, worker_exceptions))}: {first}"
+        self.run.tags({f"failure.{self.count}": told[-CAUSE_LENGTH:]})
+        self.run.metrics({"failures": self.count})
 
 
 @contextmanager
@@ -174,39 +209,9 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-# On the workers
-
-
-def restore(job: Job, update: TrainingStep, ema: Ema | None = None) -> int:
-    """Go back to the last checkpoint if there is one; returns how many steps are done."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return job.begin(0, 0.0)
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder, STATE), weights_only=True, map_location="cpu")
-    update.network.load_state_dict(state["network"])
-    update.optimizers.load_state_dict(state["optimizers"])
-    if ema:
-        ema.load_state_dict(state["ema"], state["ema_updates"])
-    return job.begin(state["step"], state["seconds"])
-
-
-def save(job: Job, update: TrainingStep, ema: Ema | None, done: int) -> None:
-    """Report from every worker that `done` steps are finished, and a checkpoint from the first."""
-    if ray.train.get_context().get_world_rank():
-        ray.train.report({"step": done})
-        return
-    state = {
-        "network": update.network.state_dict(),
-        "optimizers": update.optimizers.state_dict(),
-        "step": done,
-        "seconds": ray.get(job.board.seconds.remote()),
-    }
-    if ema:
-        state |= {"ema": ema.state_dict(), "ema_updates": ema.updates}
-    with tempfile.TemporaryDirectory(prefix="ldm-checkpoint-") as folder:
-        torch.save(state, Path(folder, STATE))
-        ray.train.report({"step": done}, checkpoint=Checkpoint.from_directory(folder))
+def being_preempted() -> bool:
+    """Whether the machine of some worker is about to be taken away; all workers ask together."""
+    return ray.train.get_preemption_info() is not None
 
 
 def due(done: int, every: int, steps: int) -> bool:

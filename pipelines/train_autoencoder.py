@@ -34,10 +34,11 @@ from ldm_core.training.prefetch import prefetch
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.meter import Meter
 from pipelines.picture_reader import Pictures
-from pipelines.ray_training import Job, due, fit, restore, save
+from pipelines.ray_training import Job, due, fit
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection
 from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
+from pipelines.training_state import Resuming
 
 STATISTICS = 512
 WARMUP_STEPS = 20
@@ -103,7 +104,9 @@ def worker(images: list[CaptionedImage], config: dict[str, Job]) -> dict[str, An
     plan = SamplePlan(recipe.seed, len(pictures.trained), section.batch_size)
     latent = (section.channels, *(recipe.size // section.downsampling,) * 2)
     update = _new_update(recipe, rank, world, device)
-    first = restore(job, update)
+    levels = section.model_dump(include={"block_channels", "channels", "layers_per_block"})
+    resuming = Resuming(job, update, {}, {"class": "AutoencoderKL", **levels})
+    first = resuming.restore()
     reconstruct = ray.train.torch.prepare_model(
         Reconstruction(update.network), move_to_device=False
     )
@@ -123,7 +126,8 @@ def worker(images: list[CaptionedImage], config: dict[str, Job]) -> dict[str, An
             figures = {"loss": result.loss, "skipped_steps": update.skipped, **meter.read()}
             job.log(done, figures, f"loss {result.loss:.4f}")
         if done % section.checkpoint_every == 0 and done < section.steps:
-            save(job, update, None, done)
+            resuming.save(done)
+    resuming.wait()
     if rank:
         return {}
     return {**meter.mean(), **_finish(job, update.network, pictures, device)}

@@ -10,7 +10,8 @@ import pytest
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import encode_changes
+from ldm_core.files import join
+from pipelines import denoiser_worker, encode_changes
 from pipelines.encode_latents import encode
 from pipelines.encode_media import Row, decode_shard, probe_entries
 from pipelines.encode_plan import Item, Job
@@ -19,7 +20,8 @@ from pipelines.ray_training import Job as TrainingJob
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, Workers
-from pipelines.stage import Context, Options, Record
+from pipelines.stage import Context, Options, Record, checkpoint_place
+from pipelines.validation import Scene, Validator
 
 SIZE = 16
 
@@ -57,6 +59,19 @@ def encode_here(recipe: Recipe, options: Options | None = None) -> Record:
         return encode(recipe, options or Options())
 
 
+class JudgedHere:
+    """What hands weights to a validator, which judges them before training goes on."""
+
+    def __init__(self, job: TrainingJob, scene: Scene) -> None:
+        self.validator = Validator(job, scene, "cpu")
+
+    def hand_over(self, *what: Any) -> None:
+        self.validator.judge(*what)
+
+    def wait(self) -> None:
+        """Nothing is under way."""
+
+
 def train_here(stage: Callable[..., Record], recipe: Recipe) -> Record:
     """A training stage with its worker in this process: Ray Train's local mode."""
 
@@ -65,8 +80,10 @@ def train_here(stage: Callable[..., Record], recipe: Recipe) -> Record:
     ) -> dict[str, Any]:
         silent = SimpleNamespace(remote=lambda *_: None)
         board = SimpleNamespace(begin=silent, post=silent, seconds=silent)
+        checkpoints = join(*checkpoint_place(context.recipe, context.product, context.digest))
+        inputs = dict(context.inputs)
         job = TrainingJob(
-            context.recipe, context.run, context.product, dict(context.inputs), board, workers
+            context.recipe, context.run, context.product, inputs, checkpoints, board, workers
         )
         alone = ScalingConfig(num_workers=0)
         result = TorchTrainer(worker, train_loop_config={"job": job}, scaling_config=alone).fit()
@@ -75,4 +92,5 @@ def train_here(stage: Callable[..., Record], recipe: Recipe) -> Record:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[stage.__module__], "fit", fit)
         patch.setattr("ray.get", lambda value: value)
+        patch.setattr(denoiser_worker, "Judged", JudgedHere)
         return stage(recipe, Options())

@@ -98,7 +98,7 @@ class EncodeSection(Section):
         channels_last: the memory layout of the autoencoder's convolutions: a quarter less time on
             CPUs, other rounding.
         precision: in which the autoencoder computes; "bf16" is faster on GPUs and on CPUs with
-            units for it, and its latents are off by about 1 % of their spread.
+            units for it, and its latents are off by 1 to 2 % of their spread.
         tile: side in pixels of the tiles in which larger pictures and frames are encoded, one at a
             time; None encodes them whole.
         flip: whether every picture and clip has a second row, mirrored left to right. Captions stay

@@ -15,9 +15,9 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.folder import list_captioned_images
 from ldm_core.media.shapes import write_shapes
 from ldm_core.training.ema import Ema
-from pipelines import distill_student, encode_latents, evaluate_model
+from pipelines import distill_student, encode_latents, evaluate_model, teacher_directory
 from pipelines import train_autoencoder as autoencoder_stage
-from pipelines import train_denoiser as teacher_stage
+from pipelines.backbones import backbone_config
 from pipelines.encode_changes import Changes
 from pipelines.picture_reader import Pictures
 from pipelines.stage import Record, read_record
@@ -74,15 +74,15 @@ def test_encode(version, monkeypatch):
     manifest = version.manifest.model_copy(update={"max_tokens": 5})
     monkeypatch.setattr(LatentStore, "publish", die)
     with pytest.raises(Killed):
-        encode_latents._publish_if_new(store, manifest, Changes(0, 0, 0))
+        encode_latents._publish_if_new(store, manifest, Changes(0, 0, 0, 0))
     assert read_record(store.uri) is None
 
 
 def test_teacher(job, version, monkeypatch):
-    backbone = teacher_stage.backbone_config(job.recipe.train, (2, 8, 8), 8, 8)
-    monkeypatch.setattr(teacher_stage, "save_model", die)
+    backbone = backbone_config(job.recipe.train, (2, 8, 8), 8, 8)
+    monkeypatch.setattr(teacher_directory, "save_model", die)
     with pytest.raises(Killed):
-        teacher_stage.save_teacher(job, version, backbone, Ema(DiT(backbone), 0.9))
+        teacher_directory.save_teacher(job, version, backbone, version.manifest.statistics, {})
     assert read_record(job.product) is None
 
 

@@ -69,7 +69,7 @@ def autoencoder(recipe: Recipe, ray_session: None) -> Record:
         remove(uri)
         with pytest.raises(Exception, match=uri.rpartition("/")[2]):
             train_autoencoder.train_autoencoder(recipe, Options())
-    assert [path for path in checkpoints(recipe) if path.endswith("/state.pt")]
+    assert [path for path in checkpoints(recipe) if path.endswith("/manifest.json")]
     write_bytes(uri, picture)
     return train_autoencoder.train_autoencoder(recipe, Options())
 

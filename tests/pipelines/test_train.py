@@ -1,7 +1,6 @@
 """Training and distilling for real, killed on the way: Ray Train, MLflow, signals, processes."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from ldm_core.generation import PictureGenerator, PictureRequest
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.shapes import write_shapes
 from ldm_core.model_directory import load_model
+from ldm_core.training.checkpoint_folder import MANIFEST, step_of
 from pipelines import distill_student as distilling
 from pipelines import train_denoiser as training
 from pipelines.recipes.schema import Recipe
@@ -119,7 +119,7 @@ class TestTeacher:
             assert found == str(Path(recipe.product("teacher")).absolute())
 
     def test_checkpoints_are_removed_at_the_end(self, recipe, teacher):
-        assert list(Path(recipe.root, "checkpoints").iterdir()) == []
+        assert list(Path(recipe.root, "checkpoints").rglob("*.safetensors")) == []
 
 
 class TestStudent:
@@ -166,12 +166,9 @@ train_denoiser(Recipe.model_validate_json(sys.argv[1]), Options())
 
 
 def checkpointed(recipe: Recipe) -> int:
-    """The step of the last checkpoint that Ray Train goes back to; 0 while there is none."""
-    for snapshot in Path(recipe.root, "checkpoints").glob("teacher-*/*snapshot.json"):
-        with contextlib.suppress(json.JSONDecodeError):  # it is just being written
-            latest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
-            return latest["metrics"]["step"] if latest else 0
-    return 0
+    """The step of the newest checkpoint; 0 while there is none."""
+    manifests = Path(recipe.root, "checkpoints").glob(f"teacher-*/*/{MANIFEST}")
+    return max((step_of(path.parent.name) for path in manifests), default=0)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:

@@ -1,0 +1,118 @@
+"""The teacher's network in its layout, and what moves its weights, as the recipe says."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from ldm_core.model_export import initial_weights
+from ldm_core.reading.stream import StreamReader
+from ldm_core.training.averages import Averages
+from ldm_core.training.ema import Ema
+from ldm_core.training.guard import SpikeGuard
+from ldm_core.training.layout import Layout
+from ldm_core.training.optimizers import Optimizers, adamw, hidden_matrices, muon_and_adamw
+from ldm_core.training.parallel import Parallel, parallelise
+from ldm_core.training.power_ema import PowerEma
+from ldm_core.training.recomputation import Recompute, recompute_all, recompute_cheap
+from ldm_core.training.schedules import (
+    warmup_then_constant,
+    warmup_then_cosine,
+    warmup_then_decay,
+)
+from ldm_core.training.step import TrainingStep, compute_dtype
+from pipelines.backbones import BackboneConfig, backbone_config, lists_of_blocks, new_backbone
+from pipelines.model_uri import model_uri
+from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import TrainSection
+
+MODEL = "model"  # the average that is the model
+_RECOMPUTE: dict[str, Recompute | None] = {
+    "none": None,
+    "selective": recompute_cheap,
+    "full": recompute_all,
+}
+
+
+def fitting(section: TrainSection, reader: StreamReader, bucket: str) -> BackboneConfig:
+    """The transformer that fits what the reader reads."""
+    return backbone_config(section, reader.shapes[bucket], reader.token_width, reader.pooled_width)
+
+
+def arranged(
+    recipe: Recipe, config: BackboneConfig, layout: Layout, device: torch.device
+) -> Parallel:
+    """The network over all workers, with the same weights to begin with on each.
+
+    Raises:
+        UserError: the layout does not fit, or the initial model.
+    """
+    section = recipe.train
+    torch.manual_seed(recipe.seed)
+    network = new_backbone(config)
+    if section.initial:
+        initial_weights(model_uri(section.initial)).load_into(network)
+    network.to(device)
+    return parallelise(
+        network,
+        [block for blocks in lists_of_blocks(network) for block in blocks],
+        layout,
+        device,
+        compute_dtype(device, recipe.precision),
+        _RECOMPUTE[section.activation_checkpointing],
+        section.compile,
+        section.float8,
+    )
+
+
+def new_update(recipe: Recipe, parallel: Parallel) -> TrainingStep:
+    """What updates the network on this worker."""
+    section, device = recipe.train, parallel.device
+    return TrainingStep(
+        parallel.network,
+        _optimizers(recipe, parallel),
+        device,
+        compute_dtype(device, recipe.precision),
+        section.clip_norm,
+        parallel=parallel,
+        guard=SpikeGuard(section.spike_factor) if section.spike_factor else None,
+    )
+
+
+def _optimizers(recipe: Recipe, parallel: Parallel) -> Optimizers:
+    """AdamW, and in its place Muon for the matrices of attention and MLP."""
+    section, network = recipe.train, parallel.network
+    if section.optimizer == "adamw":
+        return adamw(network, section.learning_rate, section.weight_decay)
+    return muon_and_adamw(
+        network,
+        hidden_matrices(*lists_of_blocks(network)),
+        section.learning_rate,
+        section.weight_decay,
+        compute_dtype(parallel.device, recipe.precision),
+        parallel.rank,
+        parallel.layout.world,
+    )
+
+
+def new_averages(section: TrainSection, network: torch.nn.Module) -> Averages:
+    """The model, and whatever other averages the recipe wants."""
+    others: dict[str, Any] = {f"{decay:g}": Ema(network, decay) for decay in section.ema_decays}
+    powers = {power_name(std): PowerEma(network, std) for std in section.ema_lengths}
+    return Averages({MODEL: Ema(network, section.ema_decay), **others, **powers})
+
+
+def power_name(std: float) -> str:
+    """Of a power-function average."""
+    return f"power-{std:g}"
+
+
+def rate_at(section: TrainSection, step: int) -> float:
+    """The multiplier of the learning rate."""
+    steps, warmup = section.steps, section.warmup_steps
+    schedules = {
+        "constant": partial(warmup_then_constant, step, warmup),
+        "cosine": partial(warmup_then_cosine, step, steps, warmup),
+        "wsd": partial(warmup_then_decay, step, steps, warmup, section.decay_fraction),
+    }
+    return schedules[section.schedule]()

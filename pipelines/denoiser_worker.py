@@ -1,0 +1,196 @@
+"""One worker of the teacher's training: reads its lanes, steps with the others, saves, hands over.
+
+What a step learns from depends on (seed, step) alone: not on how many workers there are, how they
+are laid out, or how often they had to begin again.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_core.conditioning.text import TextCondition, drop_captions
+from ldm_core.diffusion.denoiser import Network
+from ldm_core.diffusion.timesteps import logit_normal
+from ldm_core.latents.reader import LatentBatch
+from ldm_core.objectives.flow_matching import flow_matching_loss
+from ldm_core.reading.stream import StreamReader
+from ldm_core.training.draws import draw
+from ldm_core.training.layout import Layout
+from ldm_core.training.loss_by_time import LossByTime
+from ldm_core.training.prefetch import prefetch
+from ldm_core.training.shards import whole_weights
+from ldm_core.training.step import StepResult
+from pipelines.backbones import BackboneConfig
+from pipelines.denoiser_network import (
+    MODEL,
+    arranged,
+    fitting,
+    new_averages,
+    new_update,
+    rate_at,
+)
+from pipelines.ray_training import Job, being_preempted, due
+from pipelines.recipes.schema import Recipe
+from pipelines.teacher_directory import save_teacher
+from pipelines.training_data import READ_AHEAD, TrainingData
+from pipelines.training_figures import new_figures
+from pipelines.training_state import Resuming, Snapshots
+from pipelines.validation import Judged, Scene
+
+PICTURES = 8
+
+
+def denoiser_worker(data: TrainingData, config: dict[str, Job]) -> dict[str, Any]:
+    """Train to the end.
+
+    Returns:
+        Of the first worker: figures of the finished run, and the model's digest.
+    """
+    job = config["job"]
+    section = job.recipe.train
+    _, world, device = job.place()
+    layout = Layout.filling(world, section.layout.shard, section.layout.context)
+    with data.reader(section, job.recipe.seed) as reader:
+        return DenoiserTraining(job, data, reader, layout, device).run()
+
+
+class DenoiserTraining:
+    """The training as one worker sees it."""
+
+    def __init__(
+        self,
+        job: Job,
+        data: TrainingData,
+        reader: StreamReader,
+        layout: Layout,
+        device: torch.device,
+    ) -> None:
+        self.job, self.data, self.recipe, self.section = job, data, job.recipe, job.recipe.train
+        self.reader, self.null = reader, reader.null_condition().to(device)
+        self.config = fitting(self.section, reader, data.main)
+        self.parallel = arranged(job.recipe, self.config, layout, device)
+        self.network, self.first_worker = self.parallel.network, self.parallel.rank == 0
+        self.update = new_update(job.recipe, self.parallel)
+        self.averages = new_averages(self.section, self.network)
+        self.resuming = Resuming(
+            job,
+            self.update,
+            self.averages.by_name,
+            architecture(self.config, reader),
+            str(layout),
+            self.section.keep_checkpoints,
+        )
+        self.snapshots = Snapshots(job, self.averages.by_name, architecture(self.config, reader))
+        self.figures = new_figures(self.section, self.config, reader, self.parallel)
+        self.judged = Judged(job, self.scene()) if self.first_worker else None
+
+    def run(self) -> dict[str, Any]:
+        """From the newest checkpoint to the last step."""
+        layout, steps = self.parallel.layout, self.section.steps
+        read = partial(self.reader.batches, rank=self.parallel.data_rank, world=layout.data_world)
+        coming = prefetch(read, self.resuming.restore(), steps, READ_AHEAD)
+        for step, batches in self.figures.meter.waiting_for(coming):
+            result = self.step(step, batches)
+            done = step + 1
+            if due(done, self.section.log_every, steps):
+                self.tell(result, done)
+            self.look(done)
+            if done % self.section.checkpoint_every == 0 and done < steps:
+                self.resuming.save(done)
+            if done % self.section.checkpoint_every == 0 or done == steps:
+                self.snapshots.save(done)
+        return self.finish()
+
+    def step(self, step: int, batches: list[LatentBatch]) -> StepResult:
+        """One update of all workers."""
+        loss = partial(
+            teacher_loss, self.recipe, self.parallel.model, self.null, self.figures.by_time
+        )
+        total = self.reader.count_at(step)
+        passes = -(-self.reader.lanes // self.parallel.layout.data_world)
+        losses = [partial(loss, batch, step) for batch in batches]
+        result = self.update(losses, rate_at(self.section, step), total, passes)
+        self.averages.update(self.network)
+        self.figures.count(batches, total)
+        return result
+
+    def tell(self, result: StepResult, done: int) -> None:
+        """Log the figures since the last time; if a machine is to go, save what there is."""
+        epoch, share = self.reader.order.position(done)
+        told = self.figures.read() | {
+            "loss": result.loss,
+            "gradient_norm": result.gradient_norm,
+            "learning_rate": self.section.learning_rate * rate_at(self.section, done - 1),
+            "epoch": epoch + share,
+            "skipped_steps": self.update.skipped,
+        }
+        if self.first_worker:
+            self.job.log(done, told, f"loss {result.loss:.4f}")
+        if being_preempted():
+            self.resuming.save(done)
+            self.resuming.wait()
+
+    def look(self, done: int) -> None:
+        """Have the averaged weights validated beside training."""
+        section, steps = self.section, self.section.steps
+        loss = bool(section.validation_samples) and due(done, section.validate_every, steps)
+        pictures = due(done, section.sample_every, steps)
+        if loss or pictures:
+            weights = whole_weights(self.averages[MODEL].state_dict(), keep=self.first_worker)
+            if self.judged:
+                self.judged.hand_over(weights, done, loss, pictures)
+
+    def scene(self) -> Scene:
+        """What validations look at: some captions of the store, and the held-out rows."""
+        return Scene(
+            backbone=self.config,
+            pictures=self.reader.first(PICTURES),
+            null=self.reader.null_condition(),
+            autoencoder=self.data.version.manifest.autoencoder,
+            statistics=self.reader.statistics,
+            held_out=self.data.held_out,
+            budget=self.data.budget(self.section),
+        )
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for what is under way; the first worker writes the model and tells of it."""
+        self.resuming.wait()
+        self.snapshots.wait()
+        weights = whole_weights(self.averages[MODEL].state_dict(), keep=self.first_worker)
+        if not self.judged:
+            return {}
+        self.judged.wait()
+        parameters = sum(weight.numel() for weight in self.network.parameters())
+        summary = {"steps": self.section.steps, "parameters": parameters}
+        statistics = self.reader.statistics
+        digest = save_teacher(self.job, self.data.version, self.config, statistics, weights)
+        return {**summary, **self.figures.meter.mean(), "digest": digest}
+
+
+def architecture(config: BackboneConfig, reader: StreamReader) -> dict[str, Any]:
+    """What a checkpoint is of: the network, and the order in which samples come."""
+    name = type(config).__name__.removesuffix("Config")
+    return {"class": name, **config.model_dump(mode="json"), "order": reader.digest}
+
+
+def teacher_loss(
+    recipe: Recipe,
+    model: Network,
+    null: TextCondition,
+    by_time: LossByTime,
+    batch: LatentBatch,
+    step: int,
+) -> Tensor:
+    """Flow matching of a micro-batch at a step, (B,), with some of its captions dropped."""
+    section, device = recipe.train, null.tokens.device
+    shape = tuple(batch.latents.shape[1:])
+    draws = draw(recipe.seed, step, batch.ids, shape, section.caption_drop)
+    t = logit_normal(
+        draws.u, section.timestep_mean, section.timestep_std, section.timestep_shift
+    ).to(device)
+    cond = drop_captions(batch.condition.to(device), null, draws.drop.to(device))
+    losses = flow_matching_loss(model, batch.latents.to(device), draws.eps.to(device), t, cond)
+    by_time.add(t, losses)
+    return losses

@@ -1,0 +1,116 @@
+"""Where a training worker begins, and what it leaves for the next one: checkpoints under the root.
+
+They are the project's own and Ray Train hears nothing of them: its controller writes a list of its
+checkpoints without trying again, and with it a storage that is away for ten seconds ends the run.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from ldm_core.training.checkpoint_ranks import Ranks
+from ldm_core.training.checkpoint_retention import Retention
+from ldm_core.training.checkpoint_snapshots import snapshot
+from ldm_core.training.checkpoint_state import Average, TrainingState
+from ldm_core.training.checkpoints import Checkpoints, SaveFailed
+from ldm_core.training.power_ema import PowerEma
+from ldm_core.training.step import TrainingStep
+from pipelines.ray_training import Job
+
+MOST_FAILED = 3  # saves in a row; each of them has tried for minutes
+
+
+class Resuming:
+    """A worker's side of its run's checkpoints. All workers make all calls.
+
+    Args:
+        job: of the worker.
+        update: whose network, optimisers and counters are kept.
+        averages: of the weights, by name.
+        architecture: what the weights are of, as JSON; checkpoints of another are refused.
+        layout: of the workers, for whoever reads the manifest.
+        keep: that many checkpoints stay.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        update: TrainingStep,
+        averages: Mapping[str, Average],
+        architecture: Mapping[str, Any],
+        layout: str = "",
+        keep: int = 2,
+    ) -> None:
+        self.job, self.update = job, update
+        self.state = TrainingState(update.network, update.optimizers.all, averages)
+        self.checkpoints = Checkpoints(
+            job.checkpoints,
+            architecture,
+            layout,
+            Ranks.together(),
+            Retention(last=keep),
+            told=_tell,
+            failed=self._failed,
+        )
+
+    def restore(self) -> int:
+        """Go back to the newest sound checkpoint, if there is one; returns the steps done."""
+        found = self.checkpoints.newest()
+        if found is None:
+            return self.job.begin(0, 0.0)
+        self.state.load(found)
+        self.update.load_state_dict(found.state["update"])
+        return self.job.begin(found.step, found.state["seconds"])
+
+    def save(self, done: int) -> None:
+        """Keep the state after `done` steps; it is written while training goes on."""
+        first = self.checkpoints.ranks.rank == 0
+        seconds = ray.get(self.job.board.seconds.remote()) if first else 0.0
+        facts = {**self.state.facts(), "update": self.update.state_dict(), "seconds": seconds}
+        self.checkpoints.save(done, self.state.tensors(), facts)
+
+    def wait(self) -> None:
+        """Until what was saved last is written."""
+        self.checkpoints.wait()
+
+    def _failed(self, failure: SaveFailed) -> None:
+        """A checkpoint less is no reason to stop; storage that is gone for good is one."""
+        if failure.in_a_row >= MOST_FAILED:
+            raise failure
+        if self.checkpoints.ranks.rank == 0:
+            _tell(f"{failure}; training goes on")
+            self.job.run.metrics({"failed_checkpoints": self.checkpoints.failures}, failure.step)
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+class Snapshots:
+    """Power-function averages as they were at each checkpoint, all of which stay: averages of any
+    other width can be made of them afterwards (`ldm_core.training.checkpoint_snapshots`).
+
+    They lie beside the product, which outlives the run's checkpoints.
+    """
+
+    def __init__(
+        self, job: Job, averages: Mapping[str, Any], architecture: Mapping[str, Any]
+    ) -> None:
+        self.powers = {n: each for n, each in averages.items() if isinstance(each, PowerEma)}
+        self.checkpoints = Checkpoints(
+            f"{job.product}-snapshots",
+            architecture,
+            ranks=Ranks.together() if self.powers else Ranks(),
+            retention=Retention(last=None),
+            told=_tell,
+        )
+
+    def save(self, done: int) -> None:
+        """Keep the averages after `done` steps; nothing if the recipe has none."""
+        if self.powers:
+            self.checkpoints.save(done, *snapshot(self.powers))
+
+    def wait(self) -> None:
+        """Until what was saved last is written."""
+        self.checkpoints.wait()
