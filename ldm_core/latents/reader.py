@@ -19,9 +19,10 @@ from torch import Tensor
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.errors import UserError
 from ldm_core.latents.codec import decode_column
+from ldm_core.latents.posterior import posterior_noise
 from ldm_core.latents.schema import caption_digest, decode_array
 from ldm_core.latents.store import StoreVersion
-from ldm_core.random import normal, permutation, uniform
+from ldm_core.random import permutation, uniform
 
 # Below this log-variance the draw is lost in the rounding of 16-bit means.
 _NO_SPREAD = -30.0
@@ -150,7 +151,7 @@ class LatentReader:
         ids = self.keys[index]
         latents = self._latents[index].float()
         if self._spread:
-            eps = _per_epoch(normal, seed, "posterior", epochs, ids, self.shape)
+            eps = posterior_noise(seed, torch.from_numpy(epochs), ids, self.shape)
             latents += torch.exp(0.5 * self._logvars[index].float()) * eps
         u = _per_epoch(uniform, seed, "caption", epochs, ids, ())
         texts = self._choices.pick(index, u)

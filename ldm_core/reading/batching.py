@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import threshold
 
 from ldm_core.conditioning.text import TextCondition
+from ldm_core.latents.posterior import posterior_noise
 from ldm_core.latents.reader import LatentBatch
-from ldm_core.random import normal
 from ldm_core.reading.loading import Window
 
 # Below this log-variance the draw is lost in the rounding of 16-bit means.
@@ -33,7 +33,7 @@ def batch_of(
     if float(logvars.max()) > _NO_SPREAD:
         # exp of -inf is 0: a sample's draw must not depend on whether its neighbours have spread
         spread = threshold(logvars, _NO_SPREAD, -math.inf).mul_(0.5).exp_()
-        noise = _noise(seed, window.turns[rows], keys, latents.shape[1:])
+        noise = posterior_noise(seed, window.turns[rows], keys, tuple(latents.shape[1:]))
         latents.add_(noise.mul_(spread))
     channel = (-1, *(1 for _ in latents.shape[2:]))
     which = window.text[rows]
@@ -55,15 +55,3 @@ def joined(parts: Sequence[LatentBatch]) -> LatentBatch:
         ids=torch.cat([part.ids for part in parts]),
         captions=[caption for part in parts for caption in part.captions],
     )
-
-
-def _noise(seed: int, turns: Tensor, keys: Tensor, shape: Sequence[int]) -> Tensor:
-    """(B, *shape): posterior noise of each sample, of its own pass."""
-    different = torch.unique(turns).tolist()
-    if len(different) == 1:
-        return normal(seed, "posterior", different[0], keys, tuple(shape))
-    result = torch.empty(len(keys), *shape)
-    for turn in different:
-        here = turns == turn
-        result[here] = normal(seed, "posterior", turn, keys[here], tuple(shape))
-    return result

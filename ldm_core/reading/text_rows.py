@@ -94,7 +94,7 @@ class Texts:
         place = torch.arange(int(lengths.max()))[None]  # (1, L)
         mask = place < lengths[:, None]
         rows = torch.where(mask, self.starts[which][:, None] + place, 0)
-        tokens = self.tokens[rows].float() * mask[..., None]
+        tokens = self.tokens[rows].float().mul_(mask[..., None])
         return TextCondition(tokens, mask, self.pooled[which].float())
 
     def names(self, which: Tensor) -> list[str]:

@@ -4,18 +4,21 @@
 
 In one run and one after the other, on a local disk and from S3 (moto's server, a process of its
 own), batches of the same size from the same Parquet files:
-  stream   our reader: shuffled, both posterior arrays, keys, captions drawn, texts joined;
+  stream   our reader: shuffled, posteriors drawn, captions drawn and their embeddings joined;
   mean     the same on a store whose posteriors have no spread, so that no noise is drawn;
-  ray      ray.data.read_parquet of the means, decoded in map_batches, iter_torch_batches;
-  ray-mix  the same with a local shuffle buffer as large as our windows;
-  loader   a PyTorch DataLoader over a PyArrow dataset of the means, unshuffled: with two worker
-           processes and with none, the better of the two;
-The peers read a quarter to a half of the bytes that ours does, join no texts and draw no noise.
-Rates are samples a second by the clock, after a warm-up, with the memory each process group took.
+  loader   a PyTorch DataLoader over PyArrow that does the same, but shuffles within a row group at
+           most: torch.randn, a dictionary of all embeddings in memory, pad_sequence; with two
+           worker processes and with none;
+  bare     the same DataLoader, of the means alone: no noise, no captions, no order;
+  ray      ray.data.read_parquet of the posteriors, decoded in map_batches, iter_torch_batches: no
+           noise, no captions, no order;
+  ray-mix  the same with a local shuffle buffer as large as our windows.
+Rates are samples a second by the clock, after a first batch; memory is that of this process alone.
 """
 
 import argparse
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -34,6 +37,7 @@ import pyarrow.fs
 import torch
 from bucket_store import bucket_store
 from small_store import text_rows
+from torch.nn.utils.rnn import pad_sequence
 
 from ldm_core.files import filesystem, is_remote
 from ldm_core.latents.store import StoreVersion
@@ -42,6 +46,7 @@ from ldm_core.reading.stream import StreamReader
 from ldm_core.training.prefetch import prefetch
 
 MIB = 2**20
+LATENTS = ("latent_mean", "latent_logvar")
 WORDS = ("a", "red", "old", "house", "by", "the", "sea", "with", "two", "dogs", "and", "clouds")
 
 
@@ -101,37 +106,61 @@ def ray_data(
     import ray
 
     def decoded(table: pa.Table) -> dict[str, np.ndarray]:
-        return {"latent": decode(table["latent_mean"].to_pylist(), shape)}
+        return {name: decode(table[name].to_pylist(), shape) for name in LATENTS}
 
     files, fs = arrow_files(version)
     while True:
-        rows = ray.data.read_parquet(files, columns=["latent_mean"], filesystem=fs)
+        rows = ray.data.read_parquet(files, columns=list(LATENTS), filesystem=fs)
         rows = rows.map_batches(decoded, batch_format="pyarrow", batch_size=1024)
         for found in rows.iter_torch_batches(
             batch_size=batch, prefetch_batches=4, local_shuffle_buffer_size=buffer
         ):
-            yield len(found["latent"])
+            yield len(found["latent_mean"])
 
 
 class ArrowRows(torch.utils.data.IterableDataset):
-    def __init__(self, version: StoreVersion, batch: int, shape: tuple[int, ...]) -> None:
+    """Batches as a script of a page would make them, of the means alone or of everything."""
+
+    def __init__(
+        self, version: StoreVersion, batch: int, shape: tuple[int, ...], everything: bool
+    ) -> None:
         self.files, self.fs = arrow_files(version)
-        self.batch, self.shape = batch, shape
+        self.batch, self.shape, self.everything = batch, shape, everything
+        self.embeddings = embeddings(version) if everything else {}
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         info = torch.utils.data.get_worker_info()
         files = self.files[info.id :: info.num_workers] if info else self.files
+        columns = [*LATENTS, "id", "captions"] if self.everything else ["latent_mean"]
         while True:
             dataset = pyarrow.dataset.dataset(files, filesystem=self.fs)
-            for rows in dataset.to_batches(columns=["latent_mean"], batch_size=self.batch):
-                yield torch.from_numpy(decode(rows["latent_mean"].to_pylist(), self.shape))
+            for rows in dataset.to_batches(columns=columns, batch_size=self.batch):
+                mean = torch.from_numpy(decode(rows["latent_mean"].to_pylist(), self.shape))
+                yield self.whole(rows, mean) if self.everything else mean
+
+    def whole(self, rows: pa.RecordBatch, mean: torch.Tensor) -> torch.Tensor:
+        logvar = torch.from_numpy(decode(rows["latent_logvar"].to_pylist(), self.shape))
+        latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        digests = [random.choice(told)["digest"] for told in rows["captions"].to_pylist()]
+        chosen = [self.embeddings[digest] for digest in digests]
+        tokens = pad_sequence([tokens for tokens, _ in chosen], batch_first=True).float()
+        pooled = torch.stack([pooled for _, pooled in chosen]).float()
+        assert len(tokens) == len(pooled) == len(rows["id"].to_pylist())
+        return latents
 
 
-def loader(
-    version: StoreVersion, batch: int, shape: tuple[int, ...], workers: int
-) -> Iterator[int]:
-    rows = ArrowRows(version, batch, shape)
-    context = "forkserver" if workers else None
+def embeddings(version: StoreVersion) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens and pooled vector of every caption."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for row in version.table("texts").to_pylist():
+        name, width = ("tokens", 64) if row["tokens"] else ("pooled", 64)
+        values = torch.from_numpy(np.frombuffer(row[name], np.float16).reshape(-1, width).copy())
+        found.setdefault(row["caption_digest"], {})[name] = values
+    return {digest: (each["tokens"], each["pooled"][0]) for digest, each in found.items()}
+
+
+def loader(rows: ArrowRows, workers: int) -> Iterator[int]:
+    context = "fork" if workers else None
     for found in torch.utils.data.DataLoader(
         rows, batch_size=None, num_workers=workers, multiprocessing_context=context
     ):
@@ -145,7 +174,6 @@ def arrow_files(version: StoreVersion) -> tuple[list[str], pa.fs.FileSystem | No
     files = [f"{root}/{path.decode()}" for path in groups.paths]
     if not is_remote(groups.uri):
         return files, None
-    # worker processes of the loader were begun before the server was
     return files, pa.fs.S3FileSystem(
         endpoint_override=os.environ["AWS_ENDPOINT_URL"],
         access_key=os.environ["AWS_ACCESS_KEY_ID"],
@@ -203,24 +231,27 @@ def compare(root: str, args: argparse.Namespace, shape: tuple[int, ...]) -> None
     )
     size = args.batch
     window = max(1, args.window * MIB // (4 * int(np.prod(shape)) + 3300))
+    rows = {all: ArrowRows(drawn, size, shape, all) for all in (True, False)}
     peers: dict[str, Callable[[], Iterator[int]]] = {
         "stream": lambda: stream(drawn, size, args.threads, args.window * MIB),
         "mean": lambda: stream(fixed, size, args.threads, args.window * MIB),
-        "loader-0": lambda: loader(fixed, size, shape, 0),
-        "loader-2": lambda: loader(fixed, size, shape, 2),
-        "ray": lambda: ray_data(fixed, size, shape, None),
-        "ray-mix": lambda: ray_data(fixed, size, shape, max(window, 2 * size)),
+        "ray": lambda: ray_data(drawn, size, shape, None),
+        "ray-mix": lambda: ray_data(drawn, size, shape, max(window, 2 * size)),
+        "loader-0": lambda: loader(rows[True], 0),
+        "loader-2": lambda: loader(rows[True], 2),
+        "bare-0": lambda: loader(rows[False], 0),
+        "bare-2": lambda: loader(rows[False], 2),
     }
     rates: dict[str, float] = {}
     for name, make in peers.items():
         measure(name, make, args.seconds, rates)
-    ray, arrow = rates["ray"], max(rates["loader-0"], rates["loader-2"])
     for name in ("stream", "mean"):
-        print(
-            f"  {name}: {rates[name] / ray:.2f} x ray, {rates[name] / rates['ray-mix']:.2f} x "
-            f"ray-mix, {rates[name] / arrow:.2f} x loader",
-            flush=True,
+        told = ", ".join(
+            f"{rates[name] / max(rates[each] for each in rates if each.startswith(peer)):.2f} "
+            f"x {peer}"
+            for peer in ("ray", "ray-mix", "loader", "bare")
         )
+        print(f"  {name}: {told}", flush=True)
 
 
 def main() -> None:
