@@ -75,7 +75,8 @@ def test_activations_grow_with_tokens_and_not_with_their_square(config):
     two, four = (planned(config, (32, 32), batch=batch) for batch in (2, 4))
     assert four.of_one(4).kept["none"] == pytest.approx(two.of_one(2).kept["none"], rel=0.01)
     assert four.of_one(4).flops == pytest.approx(two.of_one(2).flops, rel=0.01)
-    assert two.of_one(2).kept["none"] >= few  # alone, some tensors need no copy
+    # alone, some tensors need no copy, and what samples share is its own
+    assert two.of_one(2).kept["none"] == pytest.approx(few, rel=0.05)
 
 
 @pytest.mark.parametrize("config", [DIT, MMDIT], ids=["dit", "mmdit"])
