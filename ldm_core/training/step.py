@@ -100,9 +100,9 @@ class TrainingStep:
             multiplier: of the learning rates.
             total: samples of the step over all workers, those of a context counted once; may be
                 left out for one micro-batch if all workers hold as many samples.
-            passes: the most micro-batches of any worker; None asks them. A worker that has fewer
-                does some again, which count nothing, since workers exchange shards in every pass.
-            spare: what a worker without any micro-batch does instead.
+            passes: the most micro-batches of any worker; None asks them.
+            spare: what a worker that has fewer does meanwhile, since workers exchange shards in
+                every pass; it counts nothing. Left out, it does its last one again.
 
         Raises:
             UserError: `max_skips` steps in a row were bad.
@@ -126,13 +126,13 @@ class TrainingStep:
     ) -> Tensor:
         """Leave the gradients behind; returns this worker's part of the mean loss."""
         assert count >= len(own), f"{len(own)} micro-batches in {count} passes"
-        again = own[-1] if own else spare
-        assert count == len(own) or again is not None, "a worker without samples needs a spare"
+        filling = spare or (own[-1] if own else None)
+        assert count == len(own) or filling is not None, "a worker without samples needs a spare"
         loss = torch.zeros((), device=self.device)
         for index in range(count):
             with parallel.accumulating(last=index == count - 1):
                 with autocast(self.device, self.dtype):
-                    each = (own[index] if index < len(own) else again)()  # type: ignore[misc]
+                    each = (own[index] if index < len(own) else filling)()  # type: ignore[misc]
                 samples = total or len(each) * parallel.layout.data_world
                 share = each.sum() / parallel.divisor(samples)
                 share = share if index < len(own) else 0 * share
