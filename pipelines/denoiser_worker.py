@@ -33,6 +33,7 @@ from pipelines.denoiser_network import (
 )
 from pipelines.ray_training import Job, being_preempted, due
 from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import TrainSection
 from pipelines.teacher_directory import save_teacher
 from pipelines.training_data import READ_AHEAD, TrainingData
 from pipelines.training_figures import new_figures
@@ -51,9 +52,20 @@ def denoiser_worker(data: TrainingData, config: dict[str, Job]) -> dict[str, Any
     job = config["job"]
     section = job.recipe.train
     _, world, device = job.place()
-    layout = Layout.filling(world, section.layout.shard, section.layout.context)
+    layout = layout_of(section, world)
     with data.reader(section, job.recipe.seed) as reader:
         return DenoiserTraining(job, data, reader, layout, device).run()
+
+
+def layout_of(section: TrainSection, world: int) -> Layout:
+    """The recipe's layout, of as many workers as there are: fewer if machines were lost.
+
+    What cannot be copies of the recipe's shards becomes one copy in more or fewer shards.
+    """
+    shard, context = section.layout.shard, section.layout.context
+    if world % (shard * context) and world % context == 0:
+        return Layout(1, world // context, context)
+    return Layout.filling(world, shard, context)
 
 
 class DenoiserTraining:
@@ -105,13 +117,12 @@ class DenoiserTraining:
 
     def step(self, step: int, batches: list[LatentBatch]) -> StepResult:
         """One update of all workers."""
-        loss = partial(
-            teacher_loss, self.recipe, self.parallel.model, self.null, self.figures.by_time
-        )
+        loss = partial(teacher_loss, self.recipe, self.parallel.model, self.null)
         total = self.reader.count_at(step)
         passes = -(-self.reader.lanes // self.parallel.layout.data_world)
-        losses = [partial(loss, batch, step) for batch in batches]
-        result = self.update(losses, rate_at(self.section, step), total, passes)
+        losses = [partial(loss, self.figures.by_time, batch, step) for batch in batches]
+        spare = partial(loss, None, batches[-1], step)  # beside workers that have one more
+        result = self.update(losses, rate_at(self.section, step), total, passes, spare)
         self.averages.update(self.network)
         self.figures.count(batches, total)
         return result
@@ -179,11 +190,14 @@ def teacher_loss(
     recipe: Recipe,
     model: Network,
     null: TextCondition,
-    by_time: LossByTime,
+    by_time: LossByTime | None,
     batch: LatentBatch,
     step: int,
 ) -> Tensor:
-    """Flow matching of a micro-batch at a step, (B,), with some of its captions dropped."""
+    """Flow matching of a micro-batch at a step, (B,), with some of its captions dropped.
+
+    `by_time` is told, unless the losses count nothing.
+    """
     section, device = recipe.train, null.tokens.device
     shape = tuple(batch.latents.shape[1:])
     draws = draw(recipe.seed, step, batch.ids, shape, section.caption_drop)
@@ -192,5 +206,6 @@ def teacher_loss(
     ).to(device)
     cond = drop_captions(batch.condition.to(device), null, draws.drop.to(device))
     losses = flow_matching_loss(model, batch.latents.to(device), draws.eps.to(device), t, cond)
-    by_time.add(t, losses)
+    if by_time is not None:
+        by_time.add(t, losses)
     return losses

@@ -85,20 +85,23 @@ def fit(
     workers: Workers,
     steps: int,
     max_failures: int,
+    least: int | None = None,
 ) -> dict[str, Any]:
     """Run `worker` on every worker to the end and return what the first one returned.
 
     And `earlier_seconds`, which earlier commands took for what this one went on from.
 
     A killed worker, or the same command after a killed driver, goes on from the last checkpoint:
-    they lie under the recipe's root until the stage is recorded (`run_stage` removes them).
+    they lie under the recipe's root until the stage is recorded (`run_stage` removes them). With
+    `least`, so many workers are enough to go on, and others join as they come.
 
     Raises:
         UserError: raised by a worker, or the cause of a failure that the retries did not mend.
     """
     start(context.options.verbose)
     remedy = f"lower {context.stage}.workers.count, .cpus or .gpus"
-    check_room(context.stage, workers.count * workers.cpus, workers.count * workers.gpus, remedy)
+    needed = least or workers.count
+    check_room(context.stage, needed * workers.cpus, needed * workers.gpus, remedy)
     folder, name = checkpoint_place(context.recipe, context.product, context.digest)
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
     job = Job(
@@ -111,12 +114,16 @@ def fit(
         workers,
     )
     with context.progress(steps, "steps") as bar, _watching(board, bar):
-        summary = _supervised(partial(_train, worker, job, max_failures), job.run, max_failures)
+        train = partial(_train, worker, job, max_failures, least)
+        summary = _supervised(train, job.run, max_failures)
     return {**summary, EARLIER_SECONDS: ray.get(board.earlier.remote())}
 
 
 def _train(
-    worker: Callable[[dict[str, Job]], dict[str, Any]], job: Job, max_failures: int
+    worker: Callable[[dict[str, Job]], dict[str, Any]],
+    job: Job,
+    max_failures: int,
+    least: int | None,
 ) -> dict[str, Any]:
     """Ray Train, from the last checkpoint on; what it keeps for itself does not outlive it."""
     with tempfile.TemporaryDirectory(prefix="ldm-train-") as scratch:
@@ -124,7 +131,7 @@ def _train(
             cast(Any, worker),  # Ray's types know no worker that returns something
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if job.workers.gpus else "gloo"),
-            scaling_config=_scaling(job.workers),
+            scaling_config=_scaling(job.workers, least),
             run_config=RunConfig(
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=max_failures),
@@ -148,12 +155,14 @@ def _supervised(train: Callable[[], dict[str, Any]], run: Run, retries: int) -> 
     raise AssertionError("unreachable")
 
 
-def _scaling(workers: Workers) -> ScalingConfig:
+def _scaling(workers: Workers, least: int | None) -> ScalingConfig:
     resources = {"CPU": workers.cpus}
     if workers.gpus:
         resources["GPU"] = workers.gpus
     return ScalingConfig(
-        num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=resources
+        num_workers=cast(Any, workers.count if least is None else (least, workers.count)),
+        use_gpu=bool(workers.gpus),
+        resources_per_worker=resources,
     )
 
 

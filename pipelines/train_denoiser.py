@@ -54,7 +54,14 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
             flush=True,
         )
         worker = partial(denoiser_worker, find_data(recipe, version))
-        summary = fit(context, worker, section.workers, section.steps, section.max_failures)
+        summary = fit(
+            context,
+            worker,
+            section.workers,
+            section.steps,
+            section.max_failures,
+            section.least_workers,
+        )
         name = f"{recipe.model_name}-teacher"
         model = summary["digest"]
         number = register_model(context.run, name, context.product, model, "champion")

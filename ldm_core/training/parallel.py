@@ -130,7 +130,7 @@ def parallelise(
 
 
 def _fewest_rows(blocks: list[nn.Module]) -> int | None:
-    matrices = [w for block in blocks for w in block.parameters() if w.ndim > 1]
+    matrices = [w for block in blocks for w in block.parameters() if w.ndim == 2]
     return min((len(matrix) for matrix in matrices), default=None)
 
 

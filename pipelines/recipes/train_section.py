@@ -13,7 +13,15 @@ BucketName = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")]
 
 # They change how fast the result comes and what is told on the way, not what it is.
 _TELLING = {"log_every", "sample_every", "checkpoint_every", "validate_every"}
-_HOW = {"workers", "layout", "activation_checkpointing", "compile", "max_failures"}
+_HOW = {
+    "workers",
+    "least_workers",
+    "layout",
+    "micro_batches",
+    "activation_checkpointing",
+    "compile",
+    "max_failures",
+}
 _KEPT = {"keep_checkpoints", "validation_gpus", "accelerator", "worker_hour_price", "store_version"}
 
 
@@ -81,6 +89,8 @@ class TrainSection(TrainingSection):
             worker that is given samples of its own.
         tokens: the most of a micro-batch; None is what its samples of the main bucket have. Larger
             samples come in smaller micro-batches.
+        least_workers: when machines are lost, training goes on with so many or more, and takes
+            others as they come; None waits until workers.count can start again.
         activation_checkpointing: what is computed again in the backward pass: "selective" is what
             is no matrix product, "full" is every block.
         float8: whether the blocks' matrix products are computed in 8 bits.
@@ -116,6 +126,7 @@ class TrainSection(TrainingSection):
     micro_batches: int | None = Field(None, ge=1)
     tokens: int | None = Field(None, ge=1)
     layout: LayoutSection = LayoutSection()
+    least_workers: int | None = Field(None, ge=1)
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
     float8: bool = False
@@ -149,9 +160,10 @@ class TrainSection(TrainingSection):
         """
         values = self.model_dump(mode="json", exclude=_TELLING | _HOW | _KEPT)
         plain = type(self).model_construct().model_dump(mode="json")
-        return {
+        told = {
             name: value for name, value in values.items() if name in _FORMER or value != plain[name]
         }
+        return told | {"parts": self.parts}  # which samples a step has
 
     @property
     def lanes(self) -> int:
@@ -178,6 +190,16 @@ class TrainSection(TrainingSection):
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide among {counted} {self.parts}: try "
                 f"batch_size {near} or another {counted}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _elastic(self) -> "TrainSection":
+        least, count = self.least_workers, self.workers.count
+        if least and (least > count or least % self.layout.context):
+            raise ValueError(
+                f"least_workers {least} of workers.count {count} at layout.context "
+                f"{self.layout.context}: choose a multiple of the context, at most the count"
             )
         return self
 

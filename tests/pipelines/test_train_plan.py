@@ -116,6 +116,7 @@ def test_what_cannot_work_is_refused(ldm, words, named):
 
 def test_more_shards_than_rows(ldm):
     words = "--set train.workers.count=64 --set train.batch_size=64 --set train.layout.shard=64"
+    words += " --set train.micro_batches=64"
     result = ldm("train", "image-tiny", *words.split(), "--dry-run")
     assert_mistake(result, "64 workers", "smallest matrix of a block has 32 rows")
 
