@@ -64,7 +64,8 @@ class Order:
             raise UserError(f"{lanes} lanes: a step has at least one micro-batch")
         self.buckets, self.lanes = mixture.buckets, lanes
         self.batch_sizes = dict(batch_sizes)
-        self._mixture, self._windows, self._seed = mixture, dict(window_samples), seed
+        self._windows, self._seed = dict(window_samples), seed
+        self._samples = lru_cache(maxsize=8 * len(self.buckets))(mixture.samples)
         self._lanes = Lanes(lanes, seed, lru_cache(maxsize=8)(self._batches))
         # of two epochs, the one at hand and the one to come
         self._pieces = lru_cache(maxsize=2 * len(self.buckets))(mixture.pieces)
@@ -73,7 +74,7 @@ class Order:
 
     def samples(self, epoch: int) -> int:
         """Of an epoch."""
-        return sum(self._mixture.samples(name, epoch) for name in self.buckets)
+        return sum(self._samples(name, epoch) for name in self.buckets)
 
     def steps(self, epoch: int) -> range:
         """The steps that have a batch of an epoch; the first and last may have another's too."""
@@ -100,7 +101,7 @@ class Order:
         name = self.name(slot)
         size = self.batch_sizes[name]
         first = int(self._lanes.deal(slot.epoch).starts[lane, slot.bucket]) + slot.place
-        return min(size, self._mixture.samples(name, slot.epoch) - first * size)
+        return min(size, self._samples(name, slot.epoch) - first * size)
 
     def stretches(self, slot: Slot, lane: int) -> list[Stretch]:
         """Where a lane's slot has its samples."""
@@ -136,7 +137,7 @@ class Order:
     def _batches(self, epoch: int) -> np.ndarray:
         """Of each bucket in an epoch."""
         counts = [
-            -(-self._mixture.samples(name, epoch) // self.batch_sizes[name])
+            -(-self._samples(name, epoch) // self.batch_sizes[name])
             for name in self.buckets
         ]
         return np.array(counts, np.int64)

@@ -13,7 +13,8 @@ own), batches of the same size from the same Parquet files:
   ray      ray.data.read_parquet of the posteriors, decoded in map_batches, iter_torch_batches: no
            noise, no captions, no order;
   ray-mix  the same with a local shuffle buffer as large as our windows.
-Rates are samples a second by the clock, after a first batch; memory is that of this process alone.
+Rates are samples a second by the clock, after a first batch. CPU time and memory are of this
+process alone: beside other work, the CPU time of `stream` and `loader-0` tells more than rates.
 """
 
 import argparse
@@ -68,15 +69,15 @@ def make_store(uri: str, shape: tuple[int, ...], samples: int, logvar: float) ->
     )
 
 
-def rate(batches: Iterator[int], seconds: float) -> float:
-    """Samples a second, once the first batch is there."""
+def rate(batches: Iterator[int], seconds: float) -> tuple[float, float]:
+    """Samples a second, once the first batch is there, and this process's CPU seconds a sample."""
     next(batches)
-    begin, count = time.perf_counter(), 0
+    begin, used, count = time.perf_counter(), time.process_time(), 0
     for size in batches:
         count += size
         if time.perf_counter() - begin > seconds:
             break
-    return count / (time.perf_counter() - begin)
+    return count / (time.perf_counter() - begin), (time.process_time() - used) / count
 
 
 def stream(version: StoreVersion, batch: int, threads: int, window: int) -> Iterator[int]:
@@ -217,11 +218,15 @@ def measure(
 ) -> None:
     batches = make()
     try:
-        rates[name] = rate(batches, seconds)
+        rates[name], cpu = rate(batches, seconds)
     finally:
         batches.close()
     used = psutil.Process().memory_info().rss / MIB
-    print(f"  {name:9} {rates[name]:9.0f} samples/s   {used:6.0f} MiB resident", flush=True)
+    print(
+        f"  {name:9} {rates[name]:9.0f} samples/s {1e6 * cpu:7.0f} us of CPU each in this process, "
+        f"{used:6.0f} MiB",
+        flush=True,
+    )
 
 
 def compare(root: str, args: argparse.Namespace, shape: tuple[int, ...]) -> None:
