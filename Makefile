@@ -1,7 +1,7 @@
 # In the order of use. Everything runs from .venv, which `setup` makes.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: setup demo test test-slow test-s3 bench-samplers bench-backbone bench-encode check format clean
+.PHONY: setup demo test test-slow test-s3 bench-samplers bench-backbone bench-encode bench-reader bench-train check format clean
 
 setup: .venv/.ready  ## the virtual environment, versions locked in infra/constraints.txt
 
@@ -33,6 +33,12 @@ bench-backbone: setup  ## our transformers against diffusers', in one run; ARGS=
 
 bench-encode: setup  ## the encode job against its encoders alone and a plain loop
 	$(BIN)/python tests/benchmarks/bench_encode.py $(ARGS)
+
+bench-reader: setup  ## the training reader against Ray Data and a DataLoader, local and S3
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_reader.py $(ARGS)
+
+bench-train: setup  ## the training loop against its network alone and a plain loop of diffusers' kind
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_train.py $(ARGS)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ What a step learns from depends on (seed, step) alone: not on how many workers t
 are laid out, or how often they had to begin again.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -100,20 +101,25 @@ class DenoiserTraining:
 
     def run(self) -> dict[str, Any]:
         """From the newest checkpoint to the last step."""
-        layout, steps = self.parallel.layout, self.section.steps
-        read = partial(self.reader.batches, rank=self.parallel.data_rank, world=layout.data_world)
-        coming = prefetch(read, self.resuming.restore(), steps, READ_AHEAD)
-        for step, batches in self.figures.meter.waiting_for(coming):
-            result = self.step(step, batches)
-            done = step + 1
-            if due(done, self.section.log_every, steps):
-                self.tell(result, done)
+        steps, every = self.section.steps, self.section.checkpoint_every
+        for done in self.steps(self.resuming.restore()):
             self.look(done)
-            if done % self.section.checkpoint_every == 0 and done < steps:
+            if done % every == 0 and done < steps:
                 self.resuming.save(done)
-            if done % self.section.checkpoint_every == 0 or done == steps:
+            if due(done, every, steps):
                 self.snapshots.save(done)
         return self.finish()
+
+    def steps(self, first: int) -> Iterator[int]:
+        """Update and tell of it; yields how many steps are done."""
+        share = {"rank": self.parallel.data_rank, "world": self.parallel.layout.data_world}
+        read = partial(self.reader.batches, **share)
+        coming = prefetch(read, first, self.section.steps, READ_AHEAD)
+        for step, batches in self.figures.meter.waiting_for(coming):
+            result = self.step(step, batches)
+            if due(step + 1, self.section.log_every, self.section.steps):
+                self.tell(result, step + 1)
+            yield step + 1
 
     def step(self, step: int, batches: list[LatentBatch]) -> StepResult:
         """One update of all workers."""

@@ -137,7 +137,8 @@ def _make_missing(
     new = len(refused) + len(missing)
     refused += [part for part in missing if "reason" in part]
     good = [part for part in missing if "reason" not in part]
-    rows = [*shards_of(good, section), *_text_shards(plan, texts, section.shard_size)]
+    media = list(shards_of(good, section))
+    rows = [*media, *_text_shards(plan, _by_first_use(texts, good, plan), section.shard_size)]
     encoded = encode_shards(rows, plan.job, section.workers, verbose)
     results = itertools.chain(_refuse(writer.store, refused, section), encoded)
     with context.progress(new + len(texts), "rows") as bar:
@@ -235,6 +236,23 @@ def _new_captions(plan: Plan, store: LatentStore, ids: Sequence[str]) -> pa.Tabl
     fields = [SAMPLES.field(name) for name in ("id", "captions", "captions_digest", "digest")]
     arrays = zip(fields, zip(*rows, strict=True) if rows else [[]] * 4, strict=True)
     return pa.table([pa.array(list(values), f.type) for f, values in arrays], pa.schema(fields))
+
+
+def _by_first_use(
+    missing: list[tuple[str, str]], good: list[Item], plan: Plan
+) -> list[tuple[str, str]]:
+    """Captions as the samples come that have them: who reads those finds these side by side.
+
+    Args:
+        missing: encoder and digest of each.
+        good: the new parts, in the order of the store.
+        plan: its entries are what else may have them.
+    """
+    place: dict[str, int] = {}
+    for item in (*good, *(plan.entries[id] for id in sorted(plan.entries))):
+        for text, _ in item["captions"]:
+            place.setdefault(caption_digest(text), len(place))
+    return sorted(missing, key=lambda pair: (pair[0], place.get(pair[1], -1), pair[1]))
 
 
 def _text_shards(plan: Plan, missing: list[tuple[str, str]], size: int) -> Iterator[Row]:

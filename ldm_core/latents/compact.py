@@ -26,8 +26,9 @@ from ldm_core.latents.schema import TABLES
 from ldm_core.latents.store import LatentStore, StoreVersion
 
 TRANSACTION = "compaction"
-# A row group is read as a whole: this bounds a reader's memory, however large the file.
+# A row group is read as a whole: these bound a reader's memory, however large the file.
 ROWS_PER_GROUP = 1024
+BYTES_PER_GROUP = 64 * 2**20
 
 _READ = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
 
@@ -154,7 +155,7 @@ def _merged(store: LatentStore, table: str, group: Sequence[_File]) -> AddAction
         sink, TABLES[table], compression="zstd", write_page_checksum=True
     ) as writer:
         for batch in _batches(store, table, group):
-            writer.write_batch(batch, row_group_size=ROWS_PER_GROUP)
+            writer.write_batch(batch, row_group_size=_rows_per_group(batch))
             rows += batch.num_rows
     data = sink.getvalue().to_pybytes()
     path = f"{TRANSACTION}-{uuid.uuid4().hex[:16]}.parquet"
@@ -182,8 +183,20 @@ def _batches(store: LatentStore, table: str, group: Sequence[_File]) -> Iterator
         fragment_scan_options=_READ,
     ):
         waiting.append(batch)
-        if sum(each.num_rows for each in waiting) >= ROWS_PER_GROUP:
+        if (
+            _sum(waiting, "num_rows") >= ROWS_PER_GROUP
+            or _sum(waiting, "nbytes") >= BYTES_PER_GROUP
+        ):
             yield pa.concat_batches(waiting)
             waiting = []
     if waiting:
         yield pa.concat_batches(waiting)
+
+
+def _sum(batches: Sequence[pa.RecordBatch], name: str) -> int:
+    return sum(getattr(batch, name) for batch in batches)
+
+
+def _rows_per_group(batch: pa.RecordBatch) -> int:
+    each = max(1, batch.nbytes // max(1, batch.num_rows))
+    return max(1, min(ROWS_PER_GROUP, BYTES_PER_GROUP // each))

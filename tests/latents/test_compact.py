@@ -124,6 +124,16 @@ class TestRows:
         assert max(groups) <= ROWS_PER_GROUP
         assert len(groups) <= 5
 
+    def test_so_they_do_in_bytes(self, version, monkeypatch):
+        monkeypatch.setattr(compact_module, "BYTES_PER_GROUP", 20_000)
+        store = version.store
+        compact(store, "samples", MB)
+        (path,) = live(store)["path"].to_pylist()
+        file = pq.ParquetFile(Path(store.uri, "samples", path))
+        groups = [file.read_row_group(k).nbytes for k in range(file.metadata.num_row_groups)]
+        assert len(groups) > 1
+        assert max(groups) < 2 * 20_000
+
     def test_pages_have_checksums_so_that_a_flip_in_an_embedding_is_found(self, version):
         store = change_rows(version, "texts", widen).store
         kept = store.table("texts").to_pylist()

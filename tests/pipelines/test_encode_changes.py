@@ -75,6 +75,14 @@ def test_a_new_caption_is_embedded_and_no_picture_encoded(recipe, calls):
     assert "picture 3" not in newest(recipe).table("texts")["caption"].to_pylist()
 
 
+def test_captions_lie_in_the_order_of_their_samples(recipe):
+    store = LatentStore(recipe.product("latents"))
+    told = store.table("texts", columns=["encoder", "caption"]).to_pylist()
+    for encoder in ("t5", "clip"):
+        captions = [row["caption"] for row in told if row["encoder"] == encoder]
+        assert captions == ["", *(f"picture {k}" for k in range(COUNT))]
+
+
 def test_the_content_is_that_of_a_run_from_scratch(recipe, calls, tmp_path):
     folder = Path(recipe.data)
     write_captions(folder, read_captions(folder) | {"3.png": "a new caption"})

@@ -1,0 +1,230 @@
+"""What the training loop costs beside its network's own work, and against a plain loop.
+
+    make bench-train [ARGS="--seconds 60"]
+
+On one store of latents 3 x 16 x 16 and captions of 8 to 40 tokens, in one process, on all cores and
+in one dtype. The three take turns of some steps, so that a noisy machine is noisy for all of them:
+  ours    the worker of `ldm train`: reader, prefetch, draws, Muon, averages, figures;
+  bare    the same network, loss and optimisers on one batch that is already there;
+  plain   a training script as many are: torch.save'd latents and embeddings padded to 128 tokens, a
+          DataLoader, AdamW, and diffusers' PixArt transformer of about as many parameters.
+Rates are samples a second by the clock.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from bench_reader import make_store
+from diffusers import PixArtTransformer2DModel
+from torch.utils.data import DataLoader, Dataset
+
+from ldm_core.latents.store import StoreVersion
+from ldm_core.training.layout import Layout
+from ldm_core.training.step import autocast, compute_dtype
+from pipelines import denoiser_worker
+from pipelines.denoiser_network import new_update, rate_at
+from pipelines.denoiser_worker import DenoiserTraining
+from pipelines.recipes import RECIPES
+from pipelines.recipes.base import Workers
+from pipelines.training_data import TrainingData, find_data
+
+CPU = torch.device("cpu")
+SHAPE, TOKENS = (3, 16, 16), 128
+
+
+def our_training(
+    version: StoreVersion, folder: str, width: int, depth: int, batch: int, precision: str
+) -> tuple[DenoiserTraining, TrainingData]:
+    """The demo's recipe, of one worker; it tells nobody anything."""
+    recipe = RECIPES["image-s"]()
+    section = recipe.train.model_copy(
+        update={
+            "width": width, "depth": depth, "heads": width // 24, "batch_size": batch,
+            "micro_batches": 1, "workers": Workers(count=1), "steps": 10**6,
+            "checkpoint_every": 10**6, "sample_every": 10**6, "log_every": 20,
+        }
+    )  # fmt: skip
+    recipe = recipe.model_copy(update={"train": section, "root": folder, "precision": precision})
+    data = find_data(recipe, version)
+    silent = SimpleNamespace(metrics=lambda *_: None, document=lambda *_: None)
+    job: Any = SimpleNamespace(
+        recipe=recipe, run=silent, product=folder, checkpoints=f"{folder}/checkpoints",
+        begin=lambda first, seconds: first, log=lambda *_: None,
+    )  # fmt: skip
+    denoiser_worker.Judged = lambda job, scene: None  # type: ignore[assignment,misc]
+    denoiser_worker.being_preempted = lambda: False
+    reader = data.reader(section, recipe.seed)
+    return DenoiserTraining(job, data, reader, Layout(), CPU), data
+
+
+def ours(training: DenoiserTraining) -> Iterator[None]:
+    """Steps of the worker's own loop."""
+    steps = training.steps(0)
+    while True:
+        next(steps)
+        yield
+
+
+def bare(training: DenoiserTraining) -> Iterator[None]:
+    """Another network of the same kind, on a batch that is there, its noise too."""
+    recipe, section = training.recipe, training.section
+    torch.manual_seed(0)
+    parallel = denoiser_worker.arranged(recipe, training.config, Layout(), CPU)
+    update = new_update(recipe, parallel)
+    [batch] = training.reader.batches(0)
+    t = torch.rand(len(batch))
+    eps = torch.randn_like(batch.latents)
+    x_t = (1 - t[:, None, None, None]) * batch.latents + t[:, None, None, None] * eps
+    target = eps - batch.latents
+
+    def losses() -> torch.Tensor:
+        v = parallel.model(x_t, t, batch.condition)
+        return (v.float() - target).square().flatten(1).mean(1)
+
+    for step in range(10**9):
+        with_rate = rate_at(section, min(step, section.steps - 1))
+        update([losses], with_rate, len(batch), 1)
+        yield
+
+
+class Saved(Dataset):
+    """Files of one sample each, read as they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(folder.glob("*.pt"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return torch.load(self.files[index])
+
+
+def save_padded(training: DenoiserTraining, folder: Path, count: int) -> Path:
+    """What a script's own cache holds: a posterior's mean and tokens padded to 128, a file each."""
+    folder.mkdir()
+    reader, saved = training.reader, 0
+    for step in reader.order.steps(0):
+        for batch in reader.batches(step, epoch=0):
+            cond = batch.condition.pad_to(TOKENS)
+            for row in range(len(batch)):
+                item = {"latent": batch.latents[row].half().clone()}
+                item["tokens"] = cond.tokens[row].half().clone()
+                item["mask"] = cond.mask[row].clone()
+                torch.save(item, folder / f"{saved:06d}.pt")
+                saved += 1
+                if saved == count:
+                    return folder
+    return folder
+
+
+def pixart(parameters: int, text_width: int) -> PixArtTransformer2DModel:
+    """Of about as many parameters: the widest of four layers that has no more by much."""
+
+    def made(head: int) -> PixArtTransformer2DModel:
+        return PixArtTransformer2DModel(
+            num_attention_heads=4, attention_head_dim=head, in_channels=3, out_channels=3,
+            num_layers=4, cross_attention_dim=4 * head, sample_size=16, patch_size=2,
+            caption_channels=text_width, use_additional_conditions=False,
+        )  # fmt: skip
+
+    def size(head: int) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in made(head).parameters())
+
+    return made(min(range(8, 129, 4), key=lambda head: abs(size(head) - parameters)))
+
+
+def plain(folder: Path, batch: int, parameters: int, text_width: int, dtype: torch.dtype) -> tuple:
+    """A generator of steps, and the model's parameters."""
+    model = pixart(parameters, text_width)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    loader = DataLoader(Saved(folder), batch, shuffle=True, drop_last=True)
+
+    def steps() -> Iterator[None]:
+        while True:
+            for item in loader:
+                x0, noise = item["latent"].float(), torch.randn(len(item["latent"]), *SHAPE)
+                t = torch.sigmoid(torch.randn(len(x0)))
+                x_t = (1 - t[:, None, None, None]) * x0 + t[:, None, None, None] * noise
+                with autocast(CPU, dtype):
+                    v = model(
+                        x_t, item["tokens"].float(), timestep=1000 * t,
+                        encoder_attention_mask=item["mask"].long(), return_dict=False,
+                    )[0]  # fmt: skip
+                loss = (v.float() - (noise - x0)).square().mean()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                yield
+
+    return steps(), sum(p.numel() for p in model.parameters())
+
+
+def in_turns(runs: dict[str, Iterator[None]], seconds: float, turn: int = 10) -> dict[str, float]:
+    """Seconds a step of each, from turns of some steps; the first turn of each warms up."""
+    used, done = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0)
+    for steps in runs.values():
+        _take(steps, turn)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for name, steps in runs.items():
+            used[name] += _take(steps, turn)
+            done[name] += turn
+    return {name: used[name] / done[name] for name in runs}
+
+
+def _take(steps: Iterator[None], count: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    return time.perf_counter() - begin
+
+
+def measure(args: argparse.Namespace, root: Path) -> None:
+    """Print the ratios."""
+    version = make_store(str(root / "latents"), SHAPE, args.samples, -1.0)
+    for width, depth, batch in ((96, 4, 32), (384, 6, 32)):
+        training, _ = our_training(
+            version, str(root / f"run-{width}"), width, depth, batch, args.precision
+        )
+        parameters = sum(p.numel() for p in training.network.parameters())
+        dtype = compute_dtype(CPU, args.precision)
+        folder = save_padded(training, root / f"saved-{width}", min(args.samples, 2048))
+        steps, theirs = plain(folder, batch, parameters, training.reader.token_width, dtype)
+        runs = {"ours": ours(training), "bare": bare(training), "plain": steps}
+        seconds = in_turns(runs, args.seconds)
+        training.figures.meter.read()
+        _take(runs["ours"], 30)
+        wait = training.figures.meter.read()["data_wait_share"]
+        print(
+            f"\nwidth {width}, {parameters / 1e6:.2f}M parameters (PixArt {theirs / 1e6:.2f}M), "
+            f"batches of {batch}, {dtype}, {torch.get_num_threads()} threads"
+        )
+        told = ", ".join(f"{name} {1e3 * each:.1f}" for name, each in seconds.items())
+        print(f"ms a step: {told}")
+        print(f"step / bare: {seconds['ours'] / seconds['bare']:.3f}")
+        print(f"data wait: {100 * wait:.2f} % of the time")
+        print(f"samples a second, ours / plain: {seconds['plain'] / seconds['ours']:.2f}")
+        training.reader.close()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--seconds", type=float, default=60, help="of each size")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    with tempfile.TemporaryDirectory() as folder:
+        measure(parser.parse_args(), Path(folder))
+
+
+if __name__ == "__main__":
+    main()
