@@ -99,7 +99,8 @@ def decode_shard(row: Row, job: Job) -> Row:
     pixels, throughput = bytearray(), Throughput()
     for parts, data in throughput.each(READ, _with_bytes(files)):
         clips = [Clip(*part["clip"]) if "clip" in part else None for part in parts]
-        each = list(dict.fromkeys(clips))  # of a part and its mirror image one
+        # of a part and its mirror image one; a shard may begin between a file's mirror images
+        each = sorted(set(clips), key=lambda clip: clip.start_s if clip else 0.0)
         task = (data, parts[0]["kind"], each, row["bucket"], job.item_seconds)
         with throughput.timed(DECODE, len(parts), len(data)):
             try:

@@ -69,6 +69,15 @@ class TestMirrored:
             mirrored = latents_of(rows[f"{id}#mirrored"])[0]
             assert torch.equal(mirrored, latents_of(rows[id])[0].flip(-1))
 
+    def test_whatever_clips_a_shard_begins_with(self, folder):
+        """The second has a clip of the second video before the mirror image of an earlier one."""
+        put_videos(folder, a=18, b=18)
+        rows = rows_of(made(project(folder, 32, frames=9, fps=8, flip=True, shard_size=5)))
+        assert len(rows) == 2 * 2 * 2
+        for id in rows.keys() - {id for id in rows if id.endswith("#mirrored")}:
+            mirrored = latents_of(rows[f"{id}#mirrored"])[0]
+            assert torch.equal(mirrored, latents_of(rows[id])[0].flip(-1))
+
     @pytest.mark.parametrize("max_aspect", [1, 2])  # found out by listing, or by probing
     def test_a_bad_file_is_all_rejects(self, folder, max_aspect):
         put_pictures(folder)
