@@ -4,6 +4,7 @@ The mean loss hides most of what happens: at t near 1 it says how well pictures 
 0 how well they are rendered, and one can grow while the other falls.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -37,8 +38,8 @@ class LossByTime:
         """The mean of each bin that has any, by the middle of the bin, and start anew."""
         sums, counts = self.sums.tolist()
         self.sums.zero_()
-        bins = range(len(counts))
-        return {f"t{(k + 0.5) / len(counts):.3f}": sums[k] / counts[k] for k in bins if counts[k]}
+        bins = len(counts)
+        return {_name(k, bins): sums[k] / counts[k] for k in range(bins) if counts[k]}
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,13 @@ def validation_loss(
         bins: of t.
 
     Returns:
-        The mean by bin as in `LossByTime.read`, and that of all bins as "mean".
+        The mean by bin, named as in `LossByTime.read`, and that of all bins as "mean". A mean with
+        a loss that is not finite is NaN, as is one of no rows: a network that computes nothing is
+        not to look like a perfect one.
     """
-    found = LossByTime(bins)
+    sums, rows = torch.zeros(bins, dtype=torch.float64), 0
     for batch in batches:
+        rows += len(batch.ids)
         for k in range(bins):
             t = torch.full((len(batch.ids),), (k + 0.5) / bins)
             eps = random.normal(seed, "validation", k, batch.ids, tuple(batch.latents.shape[1:]))
@@ -81,6 +85,13 @@ def validation_loss(
             losses = flow_matching_loss(
                 velocity, batch.latents, eps.to(device), t.to(device), batch.condition
             )
-            found.add(t, losses.cpu())
-    means = found.read()
-    return {**means, "mean": sum(means.values()) / max(len(means), 1)}
+            sums[k] += losses.double().sum().cpu()
+    means = sums / rows if rows else torch.full_like(sums, math.nan)
+    means[~means.isfinite()] = math.nan
+    named = {_name(k, bins): mean for k, mean in enumerate(means.tolist())}
+    return {**named, "mean": float(means.mean())}
+
+
+def _name(k: int, bins: int) -> str:
+    """Of a bin: its middle."""
+    return f"t{(k + 0.5) / bins:.3f}"

@@ -45,6 +45,21 @@ def test_the_best_network_leaves_the_variance_that_nobody_can_predict(std):
         assert found[f"t{t:.3f}"] == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_no_good_network(value):
+    def broken(x_t, t, cond):
+        late = (t > 0.5).view(-1, 1, 1, 1) & (torch.arange(len(t)) == 1).view(-1, 1, 1, 1)
+        return torch.where(late, value, torch.zeros_like(x_t))
+
+    found = validation_loss(broken, [rows(4)], seed=0, bins=4)
+    lost = {name for name, mean in found.items() if math.isnan(mean)}
+    assert lost == {"t0.625", "t0.875", "mean"}
+    of_all = validation_loss(lambda x_t, t, cond: value * torch.ones_like(x_t), [rows(2)], seed=0)
+    assert len(of_all) == 9
+    assert all(map(math.isnan, of_all.values()))
+    assert math.isnan(validation_loss(broken, [], seed=0)["mean"])
+
+
 def test_batches_and_their_order_change_nothing():
     whole = validation_loss(best_velocity(1.0), [rows(6)], seed=3)
     parts = validation_loss(best_velocity(1.0), [rows(2, first=4), rows(4)], seed=3)
