@@ -47,9 +47,13 @@ class SaveFailed(RuntimeError):
         in_a_row: how many saves in a row have failed, with this one.
     """
 
-    def __init__(self, step: int, cause: Exception) -> None:
+    def __init__(self, step: int, cause: Exception | str) -> None:
         super().__init__(f"the checkpoint of step {step} could not be written: {cause}")
-        self.step, self.in_a_row = step, 0
+        self.step, self.in_a_row, self._words = step, 0, str(cause)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In words: other processes may be unable to rebuild the cause."""
+        return type(self), (self.step, self._words), self.__dict__
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,9 @@ class Checkpoints:
         try:
             written = self.ranks.each(lambda: _write_parts(uri, pieces, self.ranks.rank))
             size = self.ranks.first(lambda: self._finish(uri, step, written, state))
-        except (OSError, RuntimeError) as error:
+        except AssertionError:
+            raise
+        except Exception as error:  # a storage's client has errors of its own classes
             failure = SaveFailed(step, error)
             if self.ranks.rank == 0:
                 self._clear(uri, failure)
@@ -176,13 +182,15 @@ class Checkpoints:
         """What a failed save leaves would keep a full disk full."""
         try:
             remove_checkpoint(uri)
-        except OSError as error:
+        except Exception as error:  # whatever it is, the save's own failure is to be told
             failure.add_note(f"what there is of it could not be removed: {error}")
 
     def _sweep(self, folder: str) -> None:
         try:
             patiently(lambda: sweep(self.root, self.retention, folder))
-        except OSError as error:
+        except AssertionError:
+            raise
+        except Exception as error:
             self.told(f"old checkpoints at {self.root} could not be removed: {error}")
 
 

@@ -1,6 +1,7 @@
 """Saving and loading in one process: what is in, when it is copied, what stays, what is refused."""
 
 import json
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -295,16 +296,61 @@ def test_what_fails_for_one_worker_fails_for_all_and_can_be_told_apart(root, mon
     assert newest(root).manifest.workers == 3
 
 
-def test_errors_that_cannot_travel_are_told_in_words():
-    class Odd(Exception):
-        def __init__(self, one: int, two: int) -> None:
-            super().__init__(f"{one} and {two}")
+class OddError(Exception):
+    """As a storage's client has them: neither an OSError nor to be pickled."""
 
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def test_a_failed_save_can_be_sent_to_another_process():
+    failure = SaveFailed(7, OddError(1, 2))
+    failure.in_a_row = 3
+    failure.add_note("a note")
+    there = pickle.loads(pickle.dumps(failure))
+    assert isinstance(there, SaveFailed)
+    assert str(there) == str(failure) == "the checkpoint of step 7 could not be written: 1 and 2"
+    assert (there.step, there.in_a_row, there.__notes__) == (7, 3, ["a note"])
+
+
+@pytest.mark.parametrize("when", ["writing", "clearing", "sweeping"])
+def test_errors_of_any_class_are_failed_saves(root, monkeypatch, when):
+    def fail(*_: object) -> None:
+        raise OddError(1, 2)
+
+    saved(root, 1)
+    monkeypatch.setattr(checkpoints, "sweep" if when == "sweeping" else "write_bytes", fail)
+    if when == "clearing":
+        monkeypatch.setattr(checkpoints, "remove_checkpoint", fail)
+    told, failures = [], []
+    made = Checkpoints(root, ARCHITECTURE, told=told.append, failed=failures.append)
+    made.save(2, ONES, {})
+    made.wait()
+    if when == "sweeping":
+        assert (failures, made.last.step) == ([], 2)
+        assert "could not be removed: 1 and 2" in told[0]
+    else:
+        assert [error.step for error in failures] == [2]
+        assert hasattr(failures[0], "__notes__") == (when == "clearing")
+
+
+def test_an_own_bug_is_no_failed_save(root, monkeypatch):
+    def fail(*_: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(checkpoints, "write_bytes", fail)
+    made = Checkpoints(root, ARCHITECTURE, failed=lambda failure: None)
+    made.save(1, ONES, {})
+    with pytest.raises(AssertionError, match="a bug"):
+        made.wait()
+
+
+def test_errors_that_cannot_travel_are_told_in_words():
     def fail() -> None:
-        raise Odd(1, 2)
+        raise OddError(1, 2)
 
     for ranks in (Ranks(), ranks_of_threads(1)[0]):
-        with pytest.raises(RuntimeError, match="Odd: 1 and 2"):
+        with pytest.raises(RuntimeError, match="OddError: 1 and 2"):
             ranks.first(fail)
 
 
