@@ -163,10 +163,17 @@ def _trained(network: nn.Module) -> list[nn.Parameter]:
 
 def _adamw(weights: Sequence[Tensor], learning_rate: float, decay: float) -> torch.optim.Optimizer:
     groups = [
-        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": decay},
-        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+        {"params": [w for w in weights if _is_matrix(w)], "weight_decay": decay},
+        {"params": [w for w in weights if not _is_matrix(w)], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    """Whether it maps several inputs: not the scales (2, 1, K) of queries and keys, which decay
+    would pull to zero.
+    """
+    return weight.ndim >= 2 and weight.shape[1] > 1
 
 
 def hidden_matrices(*blocks: nn.Module) -> list[Tensor]:

@@ -7,9 +7,11 @@ from torch import nn
 
 from ldm_core.autoencoders.training import new_autoencoder
 from ldm_core.backbones.dit import DiT, DiTConfig
+from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
 from ldm_core.training.optimizers import (
     Muon,
     Optimizers,
+    adamw,
     hidden_kernels,
     hidden_matrices,
     muon_and_adamw,
@@ -88,6 +90,21 @@ def test_which_weights_of_a_transformer_are_whose():
     assert {"patch_embedding.bias", "text_norm.weight", "blocks.0.attention.scale"} <= set(plain)
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.1, 0.0]
     assert sorted(of_muon + decayed + plain) == sorted(names.values())  # each exactly once
+
+
+def test_the_scales_of_queries_and_keys_are_not_decayed():
+    network = MMDiT(
+        MMDiTConfig(
+            in_channels=2, patch_size=2, width=16, depth=2, heads=2, single_depth=1, text_width=5,
+            pooled_width=3,
+        )
+    )  # fmt: skip
+    names = {id(weight): name for name, weight in network.named_parameters()}
+    (optimizer,) = adamw(network, 1e-3, 0.1).all
+    decayed, plain = ([names[id(w)] for w in g["params"]] for g in optimizer.param_groups)
+    assert "blocks.0.image.scale" in plain
+    assert sorted(plain) == sorted(n for n in names.values() if n.endswith(("bias", "scale")))
+    assert sorted(decayed) == sorted(n for n in names.values() if n.endswith("weight"))
 
 
 def test_which_kernels_of_an_autoencoder_are_muons():
