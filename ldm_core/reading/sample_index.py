@@ -51,6 +51,12 @@ class SampleIndex:
     shapes: dict[str, tuple[int, ...]]
     digest: str
 
+    @property
+    def main(self) -> str:
+        """The bucket of most samples."""
+        counts = np.bincount(self.bucket, self.count, len(self.buckets))
+        return self.buckets[int(counts.argmax())]
+
     def rows(self, unit: int) -> np.ndarray | slice:
         """Which rows of its row group a unit is."""
         return self.mixed.get(unit, _ALL)

@@ -195,16 +195,29 @@ class StreamReader:
         """How often each sample of each store is seen in some epochs; nothing is read."""
         return account(self.indexes, self.order, self._mixture, self.seed, epochs)
 
-    def first(self, count: int) -> LatentBatch:
-        """Up to `count` samples of the first store's first row group, whatever the lanes.
+    def first(self, count: int, bucket: str | None = None) -> LatentBatch:
+        """Up to `count` samples of the first row group of a bucket, whatever the lanes.
 
         For pictures that are drawn again and again: the same ones as long as the seed and the
         store's version are.
+
+        Args:
+            count: at most.
+            bucket: of the first store that has it; None is that of most samples in the first store.
+
+        Raises:
+            UserError: no store has the bucket.
         """
-        samples = self.indexes[0].samples
-        name = samples.buckets[int(samples.bucket[0])]
-        count = min(count, int(samples.count[0]))
-        part = Part(source=0, unit=0, turn=0, first=0, count=count, offset=0)
+        name = bucket or self.indexes[0].samples.main
+        having = [k for k, index in enumerate(self.indexes) if name in index.samples.buckets]
+        if not having:
+            raise UserError(
+                f"no store has the bucket {name}: choose one of {', '.join(self.shapes)}"
+            )
+        samples = self.indexes[having[0]].samples
+        unit = int(samples.units(name)[0])
+        count = min(count, int(samples.count[unit]))
+        part = Part(source=having[0], unit=unit, turn=0, first=0, count=count, offset=0)
         window = self._loader.load([part], np.arange(count), self.shapes[name])
         return replace(batch_of(window, 0, count, self.seed, self.mean, self.std), bucket=name)
 

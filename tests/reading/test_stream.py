@@ -247,8 +247,18 @@ class TestValues:
     def test_first_is_always_the_same(self, version):
         one, other = reader_of(version).first(4), reader_of(version, lanes=2, budget=32).first(4)
         assert same(one, other)
-        assert (len(one), one.bucket) == (4, WIDE)
+        assert (len(one), one.bucket) == (4, SQUARE)  # that of most samples
         assert len(reader_of(version).first(1000)) == 8
+        assert one.latents.shape == (4, 2, 4, 4)
+
+    def test_first_of_a_bucket(self, version, tmp_path):
+        more = bucket_store(tmp_path, {"8x8x1": 3}, prefix="more/", shapes={"8x8x1": (2, 8, 8)})
+        with reader_of(version, more) as reader:
+            found = {name: reader.first(2, name) for name in (WIDE, CLIP_OF_5, "8x8x1")}
+            assert {name: batch.bucket for name, batch in found.items()} == {n: n for n in found}
+            assert found["8x8x1"].latents.shape == (2, 2, 8, 8)
+            with pytest.raises(UserError, match="no store has the bucket 1x1x1: choose one of"):
+                reader.first(2, "1x1x1")
 
     def test_texts_in_eight_bits(self, tmp_path):
         version = in_eight_bits(bucket_store(tmp_path, {SQUARE: 30}, texts_of=3))
