@@ -60,7 +60,7 @@ class StoreShare(Section):
 
     Attributes:
         uri: where it is.
-        weight: its share of the samples drawn, where the recipe's own store has 1.
+        weight: how often it is gone through while the recipe's own store is gone through once.
         version: of its published versions; None is the newest.
     """
 
