@@ -10,28 +10,15 @@ from deltalake import DeltaTable
 
 from ldm_core.errors import UserError
 from ldm_core.files import exists, join
-from ldm_core.latents.ledger import (
-    Difference,
-    StoredRow,
-    Todo,
-    compare,
-    compare_files,
-    cut,
-    shard_name,
-)
+from ldm_core.latents.ledger import StoredRow, Todo, compare_files, cut, shard_name
 from ldm_core.latents.lock import StoreLock
-from ldm_core.latents.schema import (
-    SAMPLES,
-    TABLES,
-    caption_digest,
-    caption_rows,
-    captions_digest,
-)
+from ldm_core.latents.schema import SAMPLES, TABLES, caption_rows, captions_digest
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.buckets import Bucket
 from pipelines.encode_media import Row, mirrored, only_part
 from pipelines.encode_on_ray import encode_shards, probe_files
 from pipelines.encode_plan import Item, Plan
+from pipelines.encode_texts import TEXT_KEY, by_first_use, text_shards, texts_to_do
 from pipelines.encode_throughput import COMMIT, Throughput
 from pipelines.encode_workers import parts_of, reject_row, written
 from pipelines.progress import Progress
@@ -39,7 +26,6 @@ from pipelines.recipes.sections import EncodeSection
 from pipelines.stage import Context
 
 MEDIA = ("samples", "rejects")
-TEXT_KEY = ("encoder", "caption_digest")
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,7 @@ def update(
     """
     logs = {name: store.open(name) for name in TABLES}
     todo = media_to_do(plan, store, context.options.retry_rejects)
-    texts = _texts_to_do(plan, store, logs["texts"])
+    texts = texts_to_do(plan, store, logs["texts"])
     gone = pa.Table.from_pylist([{"id": id} for id in todo.stale])
     for name in MEDIA:
         store.delete(name, gone)
@@ -115,15 +101,6 @@ def update(
     writer = Writer(store, lock, logs, throughput)
     new = _make_missing(plan, writer, todo, texts.missing, context)
     return Changes(new, len(todo.stale), len(todo.renamed), len(texts.missing))
-
-
-def _texts_to_do(plan: Plan, store: LatentStore, log: DeltaTable) -> Difference[tuple[str, str]]:
-    columns = [*TEXT_KEY, "encoder_digest"]
-    stored = store.table("texts", log.version(), columns).to_pylist()
-    return compare(
-        plan.text_rows(),
-        (((row["encoder"], row["caption_digest"]), row["encoder_digest"]) for row in stored),
-    )
 
 
 def _make_missing(
@@ -137,13 +114,49 @@ def _make_missing(
     new = len(refused) + len(missing)
     refused += [part for part in missing if "reason" in part]
     good = [part for part in missing if "reason" not in part]
-    media = list(shards_of(good, section))
-    rows = [*media, *_text_shards(plan, _by_first_use(texts, good, plan), section.shard_size)]
+    places = todo.places | {(part["bucket"], part["source"]) for part in good}
+    captions = by_first_use(texts, places, plan)
+    rows = [*shards_of(good, section), *text_shards(plan, captions, section.shard_size)]
     encoded = encode_shards(rows, plan.job, section.workers, verbose)
     results = itertools.chain(_refuse(writer.store, refused, section), encoded)
+    ceiling = Ceiling(section.max_reject_share, new + len(todo.kept), todo.rejects)
     with context.progress(new + len(texts), "rows") as bar:
-        _commit_all(writer, _within_ceiling(results, plan, section), bar)
+        _commit_all(writer, ceiling.over(results), bar)
     return new
+
+
+class Ceiling:
+    """How many rejects there may be among all rows of media.
+
+    Args:
+        share: of the rows, kept and to come.
+        rows: of samples and rejects.
+        rejects: that an earlier run has left and that stay.
+    """
+
+    def __init__(self, share: float, rows: int, rejects: int) -> None:
+        self.share, self.rows, self.rejects = share, rows, rejects
+
+    def over(self, results: Iterable[Row]) -> Iterator[Row]:
+        """The results; each is yielded, so that it can be committed, before it is counted.
+
+        Raises:
+            UserError: there are too many, at the first already or by then.
+        """
+        self._check()
+        for result in results:
+            yield result
+            self.rejects += sum(p.rows for p in parts_of(result) if p.table == "rejects")
+            self._check()
+
+    def _check(self) -> None:
+        if self.rejects > self.share * self.rows:
+            raise UserError(
+                f"{self.rejects} rejects among {self.rows} rows are more than "
+                f"encode.max_reject_share {self.share:g}: the data itself seems broken. The table "
+                "rejects in the store says why of each; mend the data, try them again with "
+                "--retry-rejects, or raise the share"
+            )
 
 
 # Media: files -> parts of one bucket each -> shards
@@ -194,27 +207,14 @@ def _refuse(store: LatentStore, items: list[Item], section: EncodeSection) -> It
         yield written(store, _shard_of(some), Throughput(), rejects=rejects)
 
 
-def _within_ceiling(results: Iterable[Row], plan: Plan, section: EncodeSection) -> Iterator[Row]:
-    """The results, until there are more rejects than the recipe allows."""
-    rejected, files = 0, len(plan.fingerprints) * (2 if plan.job.flip else 1)
-    for result in results:
-        yield result
-        rejected += sum(part.rows for part in parts_of(result) if part.table == "rejects")
-        if rejected > section.max_reject_share * files:
-            raise UserError(
-                f"{rejected} rejects among {files} files are more than encode.max_reject_share "
-                f"{section.max_reject_share:g}: the data itself seems broken. The table rejects in "
-                "the store says why of each; mend the data, or raise the share"
-            )
-
-
 def _stored_rows(
     store: LatentStore, logs: Mapping[str, DeltaTable], retry_rejects: bool
 ) -> Iterator[StoredRow]:
     """Every row of the tables, as of these snapshots; rejects to be tried again are not current."""
     columns = ["id", "source_id", "parts", "fingerprint"]
     versions = {name: log.version() for name, log in logs.items()}
-    samples = store.table("samples", versions["samples"], [*columns, "captions_digest"])
+    more = ["captions_digest", "bucket"]
+    samples = store.table("samples", versions["samples"], [*columns, *more])
     for row in samples.to_pylist():
         yield StoredRow(*row.values())
     for row in store.table("rejects", versions["rejects"], columns).to_pylist():
@@ -236,33 +236,6 @@ def _new_captions(plan: Plan, store: LatentStore, ids: Sequence[str]) -> pa.Tabl
     fields = [SAMPLES.field(name) for name in ("id", "captions", "captions_digest", "digest")]
     arrays = zip(fields, zip(*rows, strict=True) if rows else [[]] * 4, strict=True)
     return pa.table([pa.array(list(values), f.type) for f, values in arrays], pa.schema(fields))
-
-
-def _by_first_use(
-    missing: list[tuple[str, str]], good: list[Item], plan: Plan
-) -> list[tuple[str, str]]:
-    """Captions as the samples come that have them: who reads those finds these side by side.
-
-    Args:
-        missing: encoder and digest of each.
-        good: the new parts, in the order of the store.
-        plan: its entries are what else may have them.
-    """
-    place: dict[str, int] = {}
-    for item in (*good, *(plan.entries[id] for id in sorted(plan.entries))):
-        for text, _ in item["captions"]:
-            place.setdefault(caption_digest(text), len(place))
-    return sorted(missing, key=lambda pair: (pair[0], place.get(pair[1], -1), pair[1]))
-
-
-def _text_shards(plan: Plan, missing: list[tuple[str, str]], size: int) -> Iterator[Row]:
-    """The missing captions, encoder by encoder, as rows of the same columns."""
-    captions = {caption_digest(caption): caption for caption in plan.captions}
-    for entry in plan.texts:
-        for keys in cut([digest for name, digest in missing if name == entry.name], size):
-            texts = json.dumps([captions[digest] for digest in keys])
-            shard = shard_name([entry.name, entry.digest, *keys])
-            yield {"shard": shard, "bucket": "", "encoder": entry.name, "items": texts}
 
 
 def _commit_all(writer: Writer, results: Iterable[Row], bar: Progress) -> None:

@@ -27,6 +27,7 @@ from ldm_core.latents.store import LatentStore, StoreVersion
 from pipelines.encode_changes import Changes, media_to_do, update
 from pipelines.encode_estimate import estimate
 from pipelines.encode_plan import Plan, describe_autoencoder, make_plan, missing_tiny_encoders
+from pipelines.encode_texts import texts_to_do
 from pipelines.encode_throughput import Throughput
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
@@ -80,7 +81,7 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
         start, throughput = time.monotonic(), Throughput()
         changes = update(plan, store, lock, context, throughput)
         seconds = time.monotonic() - start
-        _check_media(plan, store)
+        _check_tables(plan, store)
         manifest = _describe(plan, store)
         lock.check()
         version = _publish_if_new(store, manifest, changes)
@@ -112,14 +113,17 @@ def _tell_throughput(throughput: Throughput, seconds: float, context: Context) -
         context.run.metrics({**throughput.metrics(), "throughput/waiting_share": waiting})
 
 
-def _check_media(plan: Plan, store: LatentStore) -> None:
-    """Every listed file is there, each of its parts in exactly one row, and some are usable."""
-    todo = media_to_do(plan, store)
-    if todo.missing or todo.stale or todo.renamed:
+def _check_tables(plan: Plan, store: LatentStore) -> None:
+    """Every listed file is there, each of its parts in exactly one row, some are usable, and every
+    caption is embedded once."""
+    media = media_to_do(plan, store)
+    texts = texts_to_do(plan, store, store.open("texts"))
+    missing = {"files": len(media.missing), "caption embeddings": len(texts.missing)}
+    astray = len(media.stale) + len(media.renamed) + len(texts.stale)
+    if astray or any(missing.values()):
         raise UserError(
-            f"{store.uri} changed while it was encoded: {len(todo.missing)} files missing, "
-            f"{len(todo.stale) + len(todo.renamed)} rows that do not belong there. Run `ldm "
-            "encode` again"
+            f"{store.uri} changed while it was encoded: {_list_missing(missing)}, "
+            f"{astray} rows that do not belong there. Run `ldm encode` again"
         )
     if store.dataset("samples").count_rows() == 0:
         reasons = Counter(store.table("rejects", columns=["reason"])["reason"].to_pylist())
@@ -192,6 +196,10 @@ def _warn_of_rejects(version: StoreVersion) -> None:
     if len(rows) > REJECTS_SHOWN:
         more = len(rows) - REJECTS_SHOWN
         print(f"  and {more} more, in the Delta table {version.store.uri}/rejects", flush=True)
+
+
+def _list_missing(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{count} {what}" for what, count in counts.items()) + " missing"
 
 
 def _list(reasons: Mapping[str, int]) -> str:

@@ -38,13 +38,14 @@ class Difference(Generic[K]):
 
 @dataclass(frozen=True)
 class StoredRow:
-    """A row of `samples`, or of `rejects`, whose captions are None."""
+    """A row of `samples`; or of `rejects`, whose captions are None and which has no bucket."""
 
     id: str
     source: str
     parts: int
     fingerprint: str
     captions: str | None
+    bucket: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,16 @@ class Todo:
         kept: ids of rows that stay.
         stale: ids of rows that go, sorted: of changed or vanished files, or there twice.
         renamed: ids of rows that stay but for their captions, sorted.
+        places: bucket and file of the samples that stay.
+        rejects: number of the rejects that stay.
     """
 
     missing: list[str]
     kept: set[str] = field(default_factory=set)
     stale: list[str] = field(default_factory=list)
     renamed: list[str] = field(default_factory=list)
+    places: set[tuple[str, str]] = field(default_factory=set)
+    rejects: int = 0
 
 
 def compare_files(
@@ -80,17 +85,16 @@ def compare_files(
     for row in rows:
         if wanted.get(row.source) == row.fingerprint and occurrences[row.id] == 1:
             good[row.source].append(row)
-    kept = {row.id for group in good.values() for row in group}
+    staying = [row for group in good.values() for row in group]
+    kept = {row.id for row in staying}
+    samples = [row for row in staying if row.captions is not None]
     return Todo(
         missing=sorted(id for id in wanted if not _complete(good.get(id, []))),
         kept=kept,
         stale=sorted(occurrences.keys() - kept),
-        renamed=sorted(
-            row.id
-            for group in good.values()
-            for row in group
-            if row.captions is not None and row.captions != captions[row.source]
-        ),
+        renamed=sorted(row.id for row in samples if row.captions != captions[row.source]),
+        places={(row.bucket, row.source) for row in samples},
+        rejects=len(staying) - len(samples),
     )
 
 

@@ -103,7 +103,8 @@ class EncodeSection(Section):
             time; None encodes them whole.
         flip: whether every picture and clip has a second row, mirrored left to right. Captions stay
             as they are: not for data whose captions say left and right.
-        max_reject_share: the job stops when more of the files than this are rejects.
+        max_reject_share: the job stops when more than this share of the rows of media (samples and
+            rejects, those of earlier runs too) are rejects.
         item_seconds, item_gib: a file that takes more to decode is a reject.
         worker_hour_price: for the cost a dry run tells, in whatever currency.
     """

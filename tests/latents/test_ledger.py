@@ -23,16 +23,24 @@ def test_nothing_there():
 
 def test_all_there():
     found = todo(row("a", "a"), *clips(0, 1, 2))
-    assert found == Todo([], {"a", "v#0", "v#1", "v#2"})
+    assert (found.missing, found.kept) == ([], {"a", "v#0", "v#1", "v#2"})
 
 
 def test_a_video_is_done_when_all_its_clips_are_and_keeps_those_it_has():
     found = todo(row("a", "a"), *clips(0, 2))
-    assert found == Todo(["v"], {"a", "v#0", "v#2"})
+    assert (found.missing, found.kept) == (["v"], {"a", "v#0", "v#2"})
 
 
 def test_a_rejected_clip_is_there_too():
-    assert todo(row("a", "a"), *clips(0, 1), row("v#2", "v", 3, captions=None)).missing == []
+    found = todo(row("a", "a"), *clips(0, 1), row("v#2", "v", 3, captions=None))
+    assert (found.missing, found.rejects) == ([], 1)
+
+
+def test_places_are_those_of_the_samples_that_stay():
+    rows = [StoredRow(f"v#{k}", "v", 2, "f", "c", bucket) for k, bucket in enumerate("xy")]
+    gone = StoredRow("b", "b", 1, "f", "c", "x")
+    rejected = row("a", "a", captions=None)
+    assert todo(*rows, gone, rejected).places == {("x", "v"), ("y", "v")}
 
 
 def test_clips_of_another_cut_are_stale():

@@ -1,5 +1,6 @@
 """What a second run does: as little as the change asks for. Workers are in this process."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from tiny_runs import encode_here
 from ldm_core.errors import UserError
 from ldm_core.latents.lock import locked
 from ldm_core.latents.store import LatentStore, StoreVersion
-from pipelines.encode_latents import encode
+from pipelines.encode_changes import Ceiling
+from pipelines.encode_latents import _check_tables, encode
+from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.encode_workers import EncodeMedia, EncodeTexts
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection
@@ -83,6 +86,49 @@ def test_captions_lie_in_the_order_of_their_samples(recipe):
         assert captions == ["", *(f"picture {k}" for k in range(COUNT))]
 
 
+def test_texts_of_a_run_that_goes_on_are_cut_as_an_undisturbed_runs(tmp_path, monkeypatch):
+    """Samples lie by bucket, so that their order is not that of the files' names."""
+    folder, sides = tmp_path / "data", ((64, 32), (32, 32))
+    folder.mkdir()
+    for k in range(8):
+        picture(k).resize(sides[k % 2]).save(folder / f"{k}.png")
+    write_captions(folder, {f"{k}.png": f"picture {k}" for k in range(8)})
+    calm = project(tmp_path, 32, max_aspect=2, upscale=True, shard_size=2)
+    encode_here(calm)
+    text = calm.text.model_copy(update={"t5": calm.t5_uri, "clip": calm.clip_uri})
+    mine = calm.model_copy(update={"root": str(tmp_path / "broken off"), "text": text})
+    commit, left = LatentStore.commit, [2]
+
+    def commit_half(self, table, *args):
+        left[0] -= 1
+        if left[0] == -1:
+            raise KeyboardInterrupt
+        commit(self, table, *args)
+
+    monkeypatch.setattr(LatentStore, "commit", commit_half)
+    with pytest.raises(KeyboardInterrupt):
+        encode_here(mine)
+    assert LatentStore(mine.product("latents")).table("samples").num_rows == 4
+    assert encode_here(mine).summary["new_rows"] == 4
+
+    def texts(recipe: Recipe) -> list[tuple[str, str]]:
+        rows = newest(recipe).table("texts", ["shard", "caption"]).to_pylist()
+        return sorted((row["shard"], row["caption"]) for row in rows)
+
+    assert len(newest(calm).manifest.buckets) == 2
+    assert texts(mine) == texts(calm)
+
+
+def test_captions_that_are_embedded_twice_are_not_published(recipe):
+    """As by another program that does not heed the lock."""
+    plan = make_plan(recipe.located(), describe_autoencoder(recipe.located()))
+    store = LatentStore(plan.job.store)
+    store.commit("texts", [store.write_part("texts", store.table("texts"), "again")], "again")
+    with pytest.raises(UserError, match="0 files and 14 caption embeddings missing, 14 rows that"):
+        _check_tables(plan, store)
+    assert encode_here(recipe, Options(force=True)).summary["texts"] == 2 * (COUNT + 1)
+
+
 def test_the_content_is_that_of_a_run_from_scratch(recipe, calls, tmp_path):
     folder = Path(recipe.data)
     write_captions(folder, read_captions(folder) | {"3.png": "a new caption"})
@@ -138,18 +184,38 @@ def test_rejects_are_tried_again_when_asked(recipe, calls, monkeypatch):
 
 def test_a_broken_set_stops_the_job(recipe):
     folder = Path(recipe.data)
-    names = [f"x{k}.png" for k in range(COUNT + 1)]
+    names = [f"x{k}.png" for k in range(COUNT + 3)]
     for name in names:
         (folder / name).write_bytes(b"no picture")
     write_captions(folder, read_captions(folder) | dict.fromkeys(names, "x"))
-    with pytest.raises(
-        UserError, match=r"7 rejects among 13 files are more than encode.max_reject_share 0\.5"
-    ):
+    told = r"9 rejects among 15 rows are more than encode.max_reject_share 0\.5"
+    with pytest.raises(UserError, match=told):
         encode_here(recipe)
+    picture(70).save(folder / "new.png")
+    write_captions(folder, read_captions(folder) | {"new.png": "new"})
+    with pytest.raises(UserError, match=told.replace("15", "16")):
+        encode_here(recipe)  # also where the rejects are those of an earlier run
+    assert (
+        "new.png" not in LatentStore(recipe.product("latents")).table("samples")["id"].to_pylist()
+    )
     assert LatentStore(recipe.product("latents")).versions() == [1]
     tolerant = recipe.encode.model_copy(update={"max_reject_share": 0.6})
     record = encode_here(recipe.model_copy(update={"encode": tolerant}))
-    assert (record.summary["samples"], record.summary["rejects"]) == (COUNT, COUNT + 1)
+    assert (record.summary["samples"], record.summary["rejects"]) == (COUNT + 1, COUNT + 3)
+
+
+@pytest.mark.parametrize(
+    ("stored", "rows", "passed"), [(0, 12, 3), (0, 11, 2), (3, 12, 2), (7, 12, 0)]
+)
+def test_rejects_are_counted_with_the_stored_ones_against_rows(stored, rows, passed):
+    """Three results of three rejects each, all but the last of them within the ceiling."""
+    table = {"path": "", "bytes": 0, "rows": 3}
+    parts = json.dumps([{"table": name, **table} for name in ("rejects", "samples")])
+    seen: list[dict] = []
+    ceiling = Ceiling(0.5, rows, stored)
+    with pytest.raises(UserError, match=f"rejects among {rows} rows"):
+        seen.extend(result for result in ceiling.over([{"parts": parts}] * 3))
+    assert len(seen) == passed
 
 
 def test_repeated_files_are_told(recipe, capsys):

@@ -11,7 +11,7 @@ from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
 from pipelines import encode_plan
-from pipelines.encode_latents import _check_media, encode
+from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_on_ray import encode_shards
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.exit_codes import exit_code
@@ -80,5 +80,5 @@ def test_two_jobs_at_once_are_noticed(recipe, tmp_path):
     plan = make_plan(recipe, describe_autoencoder(recipe))
     store = LatentStore(plan.job.store)
     store.create()
-    with pytest.raises(UserError, match="27 files missing, 0 rows that do not belong there"):
-        _check_media(plan, store)
+    with pytest.raises(UserError, match=r"27 files and 16 caption embeddings missing, 0 rows that"):
+        _check_tables(plan, store)
