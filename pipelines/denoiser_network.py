@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ldm_core.backbones.dit import DiT
+from ldm_core.backbones.mmdit import MMDiT
 from ldm_core.model_export import initial_weights
 from ldm_core.reading.stream import StreamReader
 from ldm_core.training.averages import Averages
@@ -20,6 +22,7 @@ from ldm_core.training.schedules import (
     warmup_then_cosine,
     warmup_then_decay,
 )
+from ldm_core.training.shards import deal_out
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.backbones import BackboneConfig, backbone_config, lists_of_blocks, new_backbone
 from pipelines.model_uri import model_uri
@@ -47,13 +50,12 @@ def arranged(
     Raises:
         UserError: the layout does not fit, or the initial model.
     """
-    section = recipe.train
-    torch.manual_seed(recipe.seed)
-    network = new_backbone(config)
-    if section.initial:
-        initial_weights(model_uri(section.initial)).load_into(network)
-    network.to(device)
-    return parallelise(
+    section, sharded = recipe.train, layout.holders > 1
+    with torch.device("meta" if sharded else "cpu"):
+        network = new_backbone(config) if sharded else new_weights(recipe, config)
+    if not sharded:
+        network.to(device)
+    parallel = parallelise(
         network,
         [block for blocks in lists_of_blocks(network) for block in blocks],
         layout,
@@ -63,6 +65,19 @@ def arranged(
         section.compile,
         section.float8,
     )
+    if sharded:  # no worker but the first ever holds the whole
+        network.to_empty(device=device)
+        deal_out(network, new_weights(recipe, config).state_dict() if not parallel.rank else None)
+    return parallel
+
+
+def new_weights(recipe: Recipe, config: BackboneConfig) -> DiT | MMDiT:
+    """The network as training begins, in main memory: the same on every worker."""
+    torch.manual_seed(recipe.seed)
+    network = new_backbone(config)
+    if recipe.train.initial:
+        initial_weights(model_uri(recipe.train.initial)).load_into(network)
+    return network
 
 
 def new_update(recipe: Recipe, parallel: Parallel) -> TrainingStep:

@@ -4,7 +4,10 @@ What a step learns from depends on (seed, step) alone: not on how many workers t
 are laid out, or how often they had to begin again.
 """
 
+import math
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,9 +20,10 @@ from ldm_core.diffusion.timesteps import logit_normal
 from ldm_core.latents.reader import LatentBatch
 from ldm_core.objectives.flow_matching import flow_matching_loss
 from ldm_core.reading.stream import StreamReader
-from ldm_core.training.draws import draw
+from ldm_core.training.draws import Draws, draw
 from ldm_core.training.layout import Layout
 from ldm_core.training.loss_by_time import LossByTime
+from ldm_core.training.parallel import Parallel
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.shards import whole_weights
 from ldm_core.training.step import StepResult
@@ -42,6 +46,8 @@ from pipelines.training_state import Resuming, Snapshots
 from pipelines.validation import Judged, Scene
 
 PICTURES = 8
+ASK_S = 10  # between questions whether a machine is about to go
+SAVE_TICKS = 60  # of these questions: ten minutes, however long a step takes
 
 
 def denoiser_worker(data: TrainingData, config: dict[str, Job]) -> dict[str, Any]:
@@ -61,10 +67,11 @@ def denoiser_worker(data: TrainingData, config: dict[str, Job]) -> dict[str, Any
 def layout_of(section: TrainSection, world: int) -> Layout:
     """The recipe's layout, of as many workers as there are: fewer if machines were lost.
 
-    What cannot be copies of the recipe's shards becomes one copy in more or fewer shards.
+    What cannot be copies of the recipe's shards becomes one copy in more or fewer shards, and
+    tokens are dealt out to fewer workers if need be.
     """
-    shard, context = section.layout.shard, section.layout.context
-    if world % (shard * context) and world % context == 0:
+    shard, context = section.layout.shard, math.gcd(world, section.layout.context)
+    if world % (shard * context):
         return Layout(1, world // context, context)
     return Layout.filling(world, shard, context)
 
@@ -97,6 +104,7 @@ class DenoiserTraining:
         )
         self.snapshots = Snapshots(job, self.averages.by_name, architecture(self.config, reader))
         self.figures = new_figures(self.section, self.config, reader, self.parallel)
+        self.watch = Watch(self.parallel)
         self.judged = Judged(job, self.scene()) if self.first_worker else None
 
     def run(self) -> dict[str, Any]:
@@ -104,39 +112,49 @@ class DenoiserTraining:
         steps, every = self.section.steps, self.section.checkpoint_every
         for done in self.steps(self.resuming.restore()):
             self.look(done)
-            if done % every == 0 and done < steps:
+            if due(done, every, steps):  # at the end too: writing the model may fail
                 self.resuming.save(done)
-            if due(done, every, steps):
                 self.snapshots.save(done)
+            elif self.watch.says(done):
+                self.resuming.save(done)
+                self.resuming.wait()
         return self.finish()
 
     def steps(self, first: int) -> Iterator[int]:
         """Update and tell of it; yields how many steps are done."""
-        share = {"rank": self.parallel.data_rank, "world": self.parallel.layout.data_world}
-        read = partial(self.reader.batches, **share)
-        coming = prefetch(read, first, self.section.steps, READ_AHEAD)
-        for step, batches in self.figures.meter.waiting_for(coming):
-            result = self.step(step, batches)
+        self.figures.begin(first)
+        coming = prefetch(self.read, first, self.section.steps, READ_AHEAD)
+        for step, samples in self.figures.meter.waiting_for(coming):
+            result = self.step(step, samples)
             if due(step + 1, self.section.log_every, self.section.steps):
                 self.tell(result, step + 1)
             yield step + 1
 
-    def step(self, step: int, batches: list[LatentBatch]) -> StepResult:
+    def read(self, step: int) -> list["Sample"]:
+        """This worker's micro-batches and what is drawn for them, in a thread beside training."""
+        rank, world = self.parallel.data_rank, self.parallel.layout.data_world
+        pin = self.parallel.device.type == "cuda"
+        return [
+            drawn(self.recipe, batch.pin_memory() if pin else batch, step)
+            for batch in self.reader.batches(step, rank, world)
+        ]
+
+    def step(self, step: int, samples: list["Sample"]) -> StepResult:
         """One update of all workers."""
         loss = partial(teacher_loss, self.recipe, self.parallel.model, self.null)
         total = self.reader.count_at(step)
         passes = -(-self.reader.lanes // self.parallel.layout.data_world)
-        losses = [partial(loss, self.figures.by_time, batch, step) for batch in batches]
-        spare = partial(loss, None, batches[-1], step)  # beside workers that have one more
+        losses = [partial(loss, self.figures.by_time, sample) for sample in samples]
+        spare = partial(loss, None, samples[-1])  # beside workers that have one more
         result = self.update(losses, rate_at(self.section, step), total, passes, spare)
         self.averages.update(self.network)
-        self.figures.count(batches, total)
+        self.figures.count([sample.batch for sample in samples], total)
         return result
 
     def tell(self, result: StepResult, done: int) -> None:
-        """Log the figures since the last time; if a machine is to go, save what there is."""
+        """Log the figures since the last time."""
         epoch, share = self.reader.order.position(done)
-        told = self.figures.read() | {
+        told = self.figures.read(done) | {
             "loss": result.loss,
             "gradient_norm": result.gradient_norm,
             "learning_rate": self.section.learning_rate * rate_at(self.section, done - 1),
@@ -145,9 +163,6 @@ class DenoiserTraining:
         }
         if self.first_worker:
             self.job.log(done, told, f"loss {result.loss:.4f}")
-        if being_preempted():
-            self.resuming.save(done)
-            self.resuming.wait()
 
     def look(self, done: int) -> None:
         """Have the averaged weights validated beside training."""
@@ -172,17 +187,18 @@ class DenoiserTraining:
         )
 
     def finish(self) -> dict[str, Any]:
-        """Wait for what is under way; the first worker writes the model and tells of it."""
+        """The first worker writes the model and tells of it; then what is under way is waited
+        for."""
         self.resuming.wait()
         self.snapshots.wait()
         weights = whole_weights(self.averages[MODEL].state_dict(), keep=self.first_worker)
         if not self.judged:
             return {}
-        self.judged.wait()
         parameters = sum(weight.numel() for weight in self.network.parameters())
         summary = {"steps": self.section.steps, "parameters": parameters}
         statistics = self.reader.statistics
         digest = save_teacher(self.job, self.data.version, self.config, statistics, weights)
+        self.judged.wait()
         return {**summary, **self.figures.meter.mean(), "digest": digest}
 
 
@@ -192,21 +208,55 @@ def architecture(config: BackboneConfig, reader: StreamReader) -> dict[str, Any]
     return {"class": name, **config.model_dump(mode="json"), "order": reader.digest}
 
 
+class Watch:
+    """Says when to save out of turn: a machine is about to go, or much time has passed.
+
+    Workers ask together, every ten seconds of the slowest clock, and so answer alike.
+    """
+
+    def __init__(self, parallel: Parallel) -> None:
+        self.parallel, self.ticks = parallel, 0
+        self.asked = time.monotonic()
+        self.warned = False
+
+    def says(self, done: int) -> bool:
+        """Whether to save after `done` steps."""
+        if not self.parallel.most(int(time.monotonic() - self.asked > ASK_S)):
+            return False
+        self.asked = time.monotonic()
+        self.ticks += 1
+        going = being_preempted()
+        new, self.warned = going and not self.warned, going
+        return new or self.ticks % SAVE_TICKS == 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A micro-batch and what is drawn for it at its step."""
+
+    batch: LatentBatch
+    draws: Draws
+
+
+def drawn(recipe: Recipe, batch: LatentBatch, step: int) -> Sample:
+    """The draws are functions of seed, step and sample."""
+    shape, drop = tuple(batch.latents.shape[1:]), recipe.train.caption_drop
+    return Sample(batch, draw(recipe.seed, step, batch.ids, shape, drop))
+
+
 def teacher_loss(
     recipe: Recipe,
     model: Network,
     null: TextCondition,
     by_time: LossByTime | None,
-    batch: LatentBatch,
-    step: int,
+    sample: Sample,
 ) -> Tensor:
-    """Flow matching of a micro-batch at a step, (B,), with some of its captions dropped.
+    """Flow matching of a micro-batch, (B,), with some of its captions dropped.
 
     `by_time` is told, unless the losses count nothing.
     """
     section, device = recipe.train, null.tokens.device
-    shape = tuple(batch.latents.shape[1:])
-    draws = draw(recipe.seed, step, batch.ids, shape, section.caption_drop)
+    batch, draws = sample.batch, sample.draws
     t = logit_normal(
         draws.u, section.timestep_mean, section.timestep_std, section.timestep_shift
     ).to(device)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import ray.train.torch
+import torch
 
 from ldm_core.backbones.dit import DiT
 from ldm_core.conditioning.text import TextCondition
@@ -21,6 +22,7 @@ from ldm_core.distillation.student import DistillationLosses, student_of
 from ldm_core.errors import UserError
 from ldm_core.latents.reader import LatentBatch, LatentReader, SamplePlan
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.media.buckets import Bucket
 from ldm_core.model_directory import ModelConfig, load_model, save_model
 from ldm_core.training.checkpoint_state import architecture_of
 from ldm_core.training.draws import draw
@@ -64,7 +66,7 @@ def distill_student(recipe: Recipe, options: Options) -> Record | None:
         )
 
     def work(context: Context) -> dict[str, Any]:
-        LatentStore(recipe.product("latents")).version_of(latents)  # refused here if it is gone
+        check_pictures(LatentStore(recipe.product("latents")).version_of(latents))
         context.run.tags({"parent.teacher": config.lineage["run"]})
         print(f"[distill] teacher {digest}, {section.steps} steps", flush=True)
         summary = fit(context, worker, section.workers, section.steps, section.max_failures)
@@ -89,6 +91,10 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     reader = LatentReader(pinned_version(job))
     plan = SamplePlan(recipe.seed + 1, len(reader), section.batch_size)
     teacher_config, teacher, teacher_digest = load_model(recipe.product("teacher"))
+    reader.mean, reader.std = (  # of the teacher's latents, which may be those of several stores
+        torch.tensor(values)[:, None, None]
+        for values in (teacher_config.latents_mean, teacher_config.latents_std)
+    )
     assert isinstance(teacher, DiT), "refused when the stage began"
     teacher.requires_grad_(False).to(device)
     network = student_of(teacher).to(device)
@@ -128,6 +134,20 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     summary = {"steps": section.steps, **meter.mean()}
     digest = save_student(job, reader.version, teacher_config, teacher_digest, network, ema)
     return {**summary, "digest": digest}
+
+
+def check_pictures(version: StoreVersion) -> None:
+    """Refuse what distillation does not read yet.
+
+    Raises:
+        UserError: the store holds videos.
+    """
+    buckets = version.manifest.buckets
+    if any(Bucket.parse(name).frames > 1 for name in buckets):
+        raise UserError(
+            f"{version.store.uri} version {version.number} holds videos, in the buckets "
+            f"{', '.join(buckets)}, and students are of pictures of one bucket so far"
+        )
 
 
 def pinned_version(job: Job) -> StoreVersion:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from pipelines.stage import EARLIER_SECONDS, Context, checkpoint_place
 from pipelines.tracking import Run
 
 CAUSE_LENGTH = 500  # of a tag's value
+RESIZE_S = 1800.0  # workers join this often at most: with each, all begin at the last checkpoint
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def fit(
     steps: int,
     max_failures: int,
     least: int | None = None,
+    gpus_beside: float = 0.0,
 ) -> dict[str, Any]:
     """Run `worker` on every worker to the end and return what the first one returned.
 
@@ -93,7 +96,8 @@ def fit(
 
     A killed worker, or the same command after a killed driver, goes on from the last checkpoint:
     they lie under the recipe's root until the stage is recorded (`run_stage` removes them). With
-    `least`, so many workers are enough to go on, and others join as they come.
+    `least`, so many workers are enough to go on, and others join as they come. `gpus_beside` are
+    those that others need meanwhile.
 
     Raises:
         UserError: raised by a worker, or the cause of a failure that the retries did not mend.
@@ -101,7 +105,8 @@ def fit(
     start(context.options.verbose)
     remedy = f"lower {context.stage}.workers.count, .cpus or .gpus"
     needed = least or workers.count
-    check_room(context.stage, needed * workers.cpus, needed * workers.gpus, remedy)
+    gpus = needed * workers.gpus + gpus_beside
+    check_room(context.stage, needed * workers.cpus, gpus, remedy)
     folder, name = checkpoint_place(context.recipe, context.product, context.digest)
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
     job = Job(
@@ -149,7 +154,7 @@ def _supervised(train: Callable[[], dict[str, Any]], run: Run, retries: int) -> 
         except Exception as error:
             cause = _cause(error)
             if not isinstance(cause, ControllerError) or attempt == retries:
-                raise cause from error
+                raise cause from (error if cause is not error else None)
             print(f"Ray Train's controller failed, going on from the last checkpoint: {error}")
             run.tags({f"controller_failure.{attempt + 1}": str(error)[-CAUSE_LENGTH:]})
     raise AssertionError("unreachable")
@@ -159,26 +164,33 @@ def _scaling(workers: Workers, least: int | None) -> ScalingConfig:
     resources = {"CPU": workers.cpus}
     if workers.gpus:
         resources["GPU"] = workers.gpus
-    return ScalingConfig(
+    return cast(Any, ScalingConfig)(  # mypy sees the class of Ray Train's first version
         num_workers=cast(Any, workers.count if least is None else (least, workers.count)),
         use_gpu=bool(workers.gpus),
         resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_S,
     )
 
 
 class _Causes(UserCallback):
-    """Tells the run why workers had to begin again."""
+    """Tells the run why workers had to begin again, each reason once in a row."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.count = run, 0
+        self.run, self.count, self.last = run, 0, ""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller."""
-        self.count += 1
+        """Called by Ray Train's controller, again and again while it waits."""
         first = next(iter(worker_exceptions.values()), None)
-        told = f"worker {', '.join(map(str, worker_exceptions))}: {first}"
-        self.run.tags({f"failure.{self.count}": told[-CAUSE_LENGTH:]})
-        self.run.metrics({"failures": self.count})
+        told = f"worker {', '.join(map(str, worker_exceptions))}: {first}"[-CAUSE_LENGTH:]
+        if told == self.last:
+            return
+        self.last = told
+        self.count += 1
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        try:
+            self.run.tags({f"failure.{now}.{self.count}": told})
+        except Exception as error:  # of the tracking server: no reason to lose the controller
+            print(f"could not tell the run of a failure, {told}: {error}", flush=True)
 
 
 @contextmanager

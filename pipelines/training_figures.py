@@ -20,7 +20,7 @@ from pipelines.meter import Meter
 from pipelines.recipes.sections import TrainSection
 from pipelines.training_data import tokens_of
 
-CHECKSUM = 2**40 - 1  # of a sample's key; sums of thousands of them are exact in float64
+CHECKSUM = 2**40 - 1  # of a sample's key; a float64 holds it
 GIB = 2**30
 
 
@@ -35,14 +35,27 @@ class Figures:
         work: FLOPs of a batch.
         on: what the workers compute with, if the recipe says so: for MFU.
         price: of a worker's hour, in whatever currency; 0 is not known.
+        log_every: steps between readings.
     """
 
     def __init__(
-        self, parallel: Parallel, work: "Work", on: Accelerator | None, price: float
+        self,
+        parallel: Parallel,
+        work: "Work",
+        on: Accelerator | None,
+        price: float,
+        log_every: int,
     ) -> None:
         self.parallel, self.work, self.on, self.price = parallel, work, on, price
+        self.log_every = log_every
         self.meter, self.by_time = Meter(), LossByTime(device=parallel.device)
-        self._own = torch.zeros(3, dtype=torch.float64)  # tokens, FLOPs, checksum
+        self._own = torch.zeros(2, dtype=torch.float64)  # tokens, FLOPs
+        self._checksum = torch.zeros(1, dtype=torch.int64)
+        self._first = 0
+
+    def begin(self, first: int) -> None:
+        """Training goes on after so many steps."""
+        self._first = first
 
     def count(self, batches: Sequence[LatentBatch], total: int) -> None:
         """Of a step: this worker's batches, and the samples of all."""
@@ -50,19 +63,21 @@ class Figures:
         for batch in batches:
             self._own[0] += self.work.tokens(batch)
             self._own[1] += self.work.step_flops(batch)
-            self._own[2] += float((batch.ids & CHECKSUM).sum())
+            self._checksum += (batch.ids & CHECKSUM).sum()
 
-    def read(self) -> dict[str, float]:
-        """The figures since the last time; all workers call this together."""
+    def read(self, done: int) -> dict[str, float]:
+        """The figures since the last time, after `done` steps; all workers call this together."""
         own = self._own.to(self.parallel.device)
         sums = torch.cat([own, self.by_time.sums.flatten()])
-        layout = self.parallel.layout
+        layout, checksum = self.parallel.layout, self._checksum.to(self.parallel.device)
         if layout.world > 1:
             dist.all_reduce(sums)
+            dist.all_reduce(checksum)
         sums /= layout.context  # whose workers count the same samples
-        tokens, flops, checksum = sums[:3].tolist()
-        self.by_time.sums.copy_(sums[3:].view(2, -1))
+        tokens, flops = sums[:2].tolist()
+        self.by_time.sums.copy_(sums[2:].view(2, -1))
         self._own.zero_()
+        self._checksum.zero_()
         seconds, figures = self.meter.elapsed(), self.meter.read()
         rates = {
             "tokens_per_second": tokens / seconds,
@@ -71,8 +86,12 @@ class Figures:
         rates |= self._utilisation(rates["tflops_per_worker"])
         rates |= self._cost(figures["samples_per_second"], layout.world)
         bins = {f"loss/{name}": value for name, value in self.by_time.read().items()}
-        checked = {"samples_checksum": checksum % (CHECKSUM + 1)}
-        return figures | rates | bins | checked | {"memory_gib": memory_gib(self.parallel.device)}
+        kept = {"memory_gib": memory_gib(self.parallel.device)}
+        if self._first % self.log_every == 0:  # else it begins in the middle of a stretch
+            ids = int(checksum) // layout.context % (CHECKSUM + 1)
+            kept |= {"samples_checksum": float(ids)}
+        self._first = done
+        return figures | rates | bins | kept
 
     def _utilisation(self, tflops: float) -> dict[str, float]:
         return {"mfu": tflops / self.on.tflops} if self.on else {}
@@ -89,7 +108,8 @@ def new_figures(
     """As the recipe says."""
     on = accelerator(section.accelerator) if section.accelerator else None
     price = section.worker_hour_price or (on.hour_price if on else 0.0)
-    return Figures(parallel, Work(config, reader.shapes, section.patch_size), on, price)
+    work = Work(config, reader.shapes, section.patch_size)
+    return Figures(parallel, work, on, price, section.log_every)
 
 
 def _tera(flops: float, seconds: float, workers: int) -> float:

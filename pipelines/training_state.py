@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+import ray.train
 
+from ldm_core.files import join
 from ldm_core.training.checkpoint_ranks import Ranks
 from ldm_core.training.checkpoint_retention import Retention
 from ldm_core.training.checkpoint_snapshots import snapshot
@@ -17,6 +19,7 @@ from ldm_core.training.checkpoints import Checkpoints, SaveFailed
 from ldm_core.training.power_ema import PowerEma
 from ldm_core.training.step import TrainingStep
 from pipelines.ray_training import Job
+from pipelines.tracking import Run
 
 MOST_FAILED = 3  # saves in a row; each of them has tried for minutes
 
@@ -51,7 +54,7 @@ class Resuming:
             Ranks.together(),
             Retention(last=keep),
             told=_tell,
-            failed=self._failed,
+            failed=_Forgiving(job.run, "failed_checkpoints"),
         )
 
     def restore(self) -> int:
@@ -74,13 +77,20 @@ class Resuming:
         """Until what was saved last is written."""
         self.checkpoints.wait()
 
-    def _failed(self, failure: SaveFailed) -> None:
-        """A checkpoint less is no reason to stop; storage that is gone for good is one."""
+
+class _Forgiving:
+    """A checkpoint less is no reason to stop; storage that is gone for good is one."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name, self.count = run, name, 0
+
+    def __call__(self, failure: SaveFailed) -> None:
+        self.count += 1
         if failure.in_a_row >= MOST_FAILED:
             raise failure
-        if self.checkpoints.ranks.rank == 0:
+        if ray.train.get_context().get_world_rank() == 0:
             _tell(f"{failure}; training goes on")
-            self.job.run.metrics({"failed_checkpoints": self.checkpoints.failures}, failure.step)
+            self.run.metrics({self.name: self.count}, failure.step)
 
 
 def _tell(line: str) -> None:
@@ -91,7 +101,7 @@ class Snapshots:
     """Power-function averages as they were at each checkpoint, all of which stay: averages of any
     other width can be made of them afterwards (`ldm_core.training.checkpoint_snapshots`).
 
-    They lie beside the product, which outlives the run's checkpoints.
+    They lie beside the product, in a folder of the run's own, and outlive its checkpoints.
     """
 
     def __init__(
@@ -99,11 +109,12 @@ class Snapshots:
     ) -> None:
         self.powers = {n: each for n, each in averages.items() if isinstance(each, PowerEma)}
         self.checkpoints = Checkpoints(
-            f"{job.product}-snapshots",
+            join(f"{job.product}-snapshots", job.checkpoints.rpartition("/")[2]),
             architecture,
             ranks=Ranks.together() if self.powers else Ranks(),
             retention=Retention(last=None),
             told=_tell,
+            failed=_Forgiving(job.run, "failed_snapshots"),
         )
 
     def save(self, done: int) -> None:

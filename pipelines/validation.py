@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import ray
+import ray.exceptions
 import torch
 from torch import Tensor
 
@@ -31,10 +32,11 @@ from ldm_core.samplers.euler import sample_euler
 from ldm_core.training.draws import draw
 from ldm_core.training.loss_by_time import HeldOut, validation_loss
 from pipelines.backbones import BackboneConfig, new_backbone
-from pipelines.ray_training import Job
+from pipelines.ray_training import CAUSE_LENGTH, Job
 from pipelines.training_data import tokens_of
 
-MOST_WAITING = 2  # sets of weights; with more, training waits
+MOST_WAITING = 2  # sets of weights; with more, the next is left out
+LAST_S = 600  # that the end of a training waits for what is not judged yet
 
 
 @dataclass(frozen=True)
@@ -129,24 +131,54 @@ class Validator:
 
 
 class Judged:
-    """The training worker's side: hands weights over, and waits only behind two other sets."""
+    """The training worker's side: hands weights over, and never waits but at the end.
+
+    A validation that fails is told and counted; training goes on without it.
+    """
 
     def __init__(self, job: Job, scene: Scene) -> None:
-        gpus = job.recipe.train.validation_gpus
-        device = "cuda" if gpus else "cpu"
-        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(Validator)
-        self._actor = actor.remote(job, scene, device)
+        self.job, self.scene = job, scene
         self._waiting: list[Any] = []
+        self.skipped = self.failed = 0
+        self._actor = self._begin()
+
+    def _begin(self) -> Any:
+        gpus = self.job.recipe.train.validation_gpus
+        actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(Validator)
+        return actor.remote(self.job, self.scene, "cuda" if gpus else "cpu")
 
     def hand_over(self, weights: dict[str, Tensor], step: int, loss: bool, pictures: bool) -> None:
-        """Have weights judged; what failed since the last time is raised."""
+        """Have weights judged, unless two sets wait already."""
+        self._collect(0)
+        if len(self._waiting) >= MOST_WAITING:
+            self.skipped += 1
+            print(f"validation is behind: the weights of step {step} are left out", flush=True)
+            self.job.run.metrics({"skipped_validations": self.skipped}, step)
+            return
         self._waiting.append(self._actor.judge.remote(weights, step, loss, pictures))
-        done, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
-        ray.get(done)
-        while len(self._waiting) > MOST_WAITING:
-            ray.get(self._waiting.pop(0))
 
     def wait(self) -> None:
-        """Until all that was handed over is judged."""
-        ray.get(self._waiting)
-        self._waiting = []
+        """Until all that was handed over is judged, or for ten minutes."""
+        self._collect(LAST_S)
+        if self._waiting:
+            print(f"{len(self._waiting)} validations were not done in {LAST_S} s", flush=True)
+
+    def _collect(self, seconds: float) -> None:
+        """Hear of what is done."""
+        if not self._waiting:
+            return
+        count = len(self._waiting)
+        done, self._waiting = ray.wait(self._waiting, num_returns=count, timeout=seconds)
+        for each in done:
+            try:
+                ray.get(each)
+            except ray.exceptions.RayError as error:
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        self.failed += 1
+        cause = getattr(error, "cause", None) or error
+        print(f"a validation failed: {cause}", flush=True)
+        self.job.run.tags({f"validation_failure.{self.failed}": str(cause)[-CAUSE_LENGTH:]})
+        if isinstance(error, ray.exceptions.RayActorError):
+            self._actor = self._begin()
