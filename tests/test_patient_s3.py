@@ -1,9 +1,17 @@
 """The S3 file system of everything but the Delta logs, before a server that misbehaves."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 
 import pytest
+from botocore.exceptions import (
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    UnknownSignatureVersionError,
+)
 from faulty_proxy import FaultyProxy
 from proxy_faults import broken_off, fails, lost_answer, named, to
 
@@ -11,7 +19,7 @@ from ldm_core import patient_s3
 from ldm_core.files import exists, filesystem, reach, read_bytes, write_bytes
 from ldm_core.latents.commit import put_if_absent
 from ldm_core.media.locators import member_uri, read_media
-from ldm_core.patient_s3 import PatientS3
+from ldm_core.patient_s3 import PatientS3, _patiently
 
 DATA = bytes(range(256)) * 64
 
@@ -89,6 +97,53 @@ def test_who_waits_is_told_soon(s3, proxy):
     with pytest.raises(ConnectionError, match="S3 did not answer for 0 s"):
         reach(f"{s3}/patient", patience_s=0.2)
     assert 1 < proxy.counts["cut"] < 5  # tried again, and not for a minute
+
+
+def test_keys_that_cannot_be_fetched_for_a_while_are_fetched_again():
+    errors = [
+        CredentialRetrievalError(provider="iam", error_msg="busy"),
+        MetadataRetrievalError(error_msg="busy"),
+    ]
+
+    async def action() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    assert asyncio.run(_patiently(action, 60)) == "done"
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (NoCredentialsError(), PermissionError),  # for which the command has a word of its own
+        (UnknownSignatureVersionError(signature_version="v9"), OSError),
+    ],
+)
+def test_what_botocore_raises_of_its_own_is_an_oserror(raised, seen):
+    calls = []
+
+    async def action() -> None:
+        calls.append(0)
+        raise raised
+
+    with pytest.raises(seen, match="S3: ") as found:
+        asyncio.run(_patiently(action, 60))
+    assert found.value.__cause__ is raised
+    assert len(calls) == 1
+
+
+def test_patience_in_all_counts_the_first_try():
+    calls = []
+
+    async def slow() -> None:
+        calls.append(0)
+        await asyncio.sleep(0.06)
+        raise ConnectTimeoutError(endpoint_url="x")
+
+    with pytest.raises(ConnectionError, match="did not answer"):
+        asyncio.run(_patiently(slow, 0.05, in_all=True))
+    assert len(calls) == 1
 
 
 def test_a_conditional_put_without_an_answer_finds_its_own_object(s3, proxy):

@@ -11,6 +11,7 @@ finds out by the higher number, at the latest when it asks.
 """
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -27,6 +28,8 @@ from ldm_core.latents.commit import put_if_absent
 EXPIRY_S = 120.0
 RENEWAL_S = 20.0
 _LOOKS = 5  # at a lock that others take and give back meanwhile
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,10 @@ class StoreLock:
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEWAL_S):
-            with suppress(OSError):  # the storage may be away for a while; the next turn tries anew
+            try:
                 self._write(replace(self.owner, renewed=time.time()))
+            except Exception as error:  # whatever it is may pass, and this thread must not end
+                _log.warning("the lock of %s is not renewed: %s; trying on", self.uri, error)
 
     def _write(self, owner: Owner) -> None:
         write_bytes(_lock_uri(self.uri, self.number), _text(owner))

@@ -149,6 +149,25 @@ def test_the_owner_renews_it(tmp_path, monkeypatch):
             time.sleep(0.01)
 
 
+def test_it_is_renewed_after_whatever_went_wrong(tmp_path, monkeypatch, caplog):
+    write, failing = lock.write_bytes, [RuntimeError("no key"), OSError("away")]
+
+    def fails_at_first(uri: str, data: bytes) -> None:
+        if failing:
+            raise failing.pop()
+        write(uri, data)
+
+    monkeypatch.setattr(lock, "RENEWAL_S", 0.01)
+    monkeypatch.setattr(lock, "write_bytes", fails_at_first)
+    with locked(str(tmp_path)) as mine:
+        file = tmp_path / "locks" / f"{mine.number:08d}.json"
+        deadline = time.monotonic() + 30
+        while json.loads(file.read_text())["renewed"] == mine.owner.renewed:
+            assert time.monotonic() < deadline, "never renewed"
+            time.sleep(0.01)
+    assert "is not renewed: no key; trying on" in caplog.text
+
+
 def test_an_owner_is_alive_until_released_or_gone():
     mine = Owner(socket.gethostname(), os.getpid(), 0.0, 100.0)
     assert mine.alive(100.0 + EXPIRY_S)
