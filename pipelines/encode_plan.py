@@ -16,6 +16,7 @@ from ldm_core.media.parts import ClipRule
 from ldm_core.media.sources import list_media
 from ldm_core.text.encoders import clip_digest, t5_digest
 from ldm_core.text.tiny import build_tiny_text_encoders
+from ldm_core.text.uris import placed
 from pipelines.recipes.schema import Recipe, check_size
 from pipelines.recipes.sections import EncodeSection
 
@@ -152,7 +153,7 @@ def _job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
         batch_size=section.batch_size,
         autoencoder=_worker_uri(recipe.autoencoder_uri),
         t5=absolute(recipe.t5_uri),
-        clip=absolute(recipe.clip_uri),
+        clip=placed(recipe.clip_uri, absolute),
         max_tokens=recipe.text.max_tokens,
         text_dtype=section.text_dtype,
         channels_last=section.channels_last,

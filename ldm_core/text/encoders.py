@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_core.errors import UserError
 from ldm_core.files import exists, folder_digest, join, local_copy, read_json
+from ldm_core.text.uris import each_uri
 
 _BOOKKEEPING = {"transformers_version", "_name_or_path", "is_local", "local_files_only"}
 # umt5 has position biases in every layer, which the class of t5 would silently leave out
@@ -24,7 +25,6 @@ _T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5En
 
 _CLIP_KINDS = ("clip", "clip_text_model")
 _CLIP_POSITIONS = 77  # where the config says nothing
-AND = " + "  # between the URIs of two CLIPs whose pooled vectors are laid side by side
 
 Forward = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
 
@@ -95,7 +95,7 @@ def load_clip(
     Raises:
         UserError: nothing there, another kind of model, or pickled weights.
     """
-    parts = [_one_clip(each, max_tokens, device, tokens) for each in uri.split(AND)]
+    parts = [_one_clip(each, max_tokens, device, tokens) for each in each_uri(uri)]
     return parts[0] if len(parts) == 1 else _side_by_side(parts)
 
 
@@ -164,7 +164,7 @@ def t5_digest(uri: str, max_tokens: int = 128) -> str:
 def clip_digest(uri: str, max_tokens: int = 77) -> str:
     """The digest of what `load_clip` would load, from the files alone; raises as it does."""
     found = []
-    for each in uri.split(AND):
+    for each in each_uri(uri):
         with _model_folder(each, _CLIP_KINDS) as (folder, _):
             found.append(_clip_digest(folder, max_tokens))
     return found[0] if len(found) == 1 else _digest_of(found)

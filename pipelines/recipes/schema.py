@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ldm_core.errors import UserError
 from ldm_core.files import absolute
+from ldm_core.text.uris import placed
 from pipelines.recipes.sections import (
     AutoencoderSection,
     DistillSection,
@@ -76,7 +77,7 @@ class Recipe(Section):
             known = value in ("train", "identity", "tiny") or value.startswith("models:/")
             return value if known else absolute(value)
 
-        text = {"t5": place(self.text.t5), "clip": place(self.text.clip)}
+        text = {"t5": place(self.text.t5), "clip": placed(self.text.clip, place)}
         source = {"source": place(self.autoencoder.source)}
         train = {
             "initial": self.train.initial and place(self.train.initial),

@@ -10,9 +10,13 @@ from tiny_runs import encode_here
 
 from ldm_core.autoencoders.autoencoder import autoencoder_facts
 from ldm_core.errors import UserError
+from ldm_core.latents.schema import decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.verify import verify
+from ldm_core.text.encoders import load_clip
+from ldm_core.text.tiny import build_tiny_text_encoders
 from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import TextSection
 
 COUNT = 5
 
@@ -131,3 +135,24 @@ def test_bfloat16_is_near_and_is_said(folder):
         (expected, _), (found, _) = latents_of(row), latents_of(rows_of(near)[id])
         assert 0 < (found - expected).norm() < 0.03 * expected.norm()
     assert made(recipe).manifest.content == exact.manifest.content
+
+
+def test_two_clips_side_by_side(folder, monkeypatch):
+    """By relative paths, as a user writes them."""
+    put_pictures(folder)
+    words = [f"picture {k}" for k in range(COUNT)]
+    for width, name in ((8, "small"), (16, "large")):
+        places = (str(folder / f"t5 {name}"), str(folder / f"clip {name}"))
+        build_tiny_text_encoders(words, *places, width, seed=width)
+    monkeypatch.chdir(folder)
+    recipe = project(folder, 32)
+    text = TextSection(tiny_width=8, clip="clip small + clip large")
+    version = made(recipe.model_copy(update={"text": text}))
+    [told] = [entry.uri for entry in version.manifest.texts if entry.name == "clip"]
+    assert told == f"{folder}/clip small + {folder}/clip large"
+    rows = [row for row in version.table("texts").to_pylist() if row["encoder"] == "clip"]
+    assert {row["pooled_size"] for row in rows} == {8 + 16}
+    small = load_clip(str(folder / "clip small")).encode(["picture 0"])[0].pooled
+    stored = next(row["pooled"] for row in rows if row["caption"] == "picture 0")
+    kept = torch.from_numpy(decode_array(stored, (24,)).copy()).float()
+    torch.testing.assert_close(kept[:8], small, rtol=1e-3, atol=1e-3)
