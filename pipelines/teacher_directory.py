@@ -1,6 +1,6 @@
 """The teacher as a model directory."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ def save_teacher(
     backbone: BackboneConfig,
     statistics: LatentStatistics,
     weights: Mapping[str, Tensor],
+    buckets: Iterable[str] = (),
 ) -> str:
     """Write the model directory; returns its digest.
 
@@ -28,16 +29,18 @@ def save_teacher(
         backbone: of the network.
         statistics: by which latents were normalised.
         weights: averaged, whole.
+        buckets: that were trained on besides the version's own.
     """
     recipe, manifest = job.recipe, version.manifest
     forget_record(job.product)
+    named = (*manifest.buckets, *buckets)
     texts = {entry.name: entry for entry in manifest.texts}
     config = ModelConfig(
         kind="teacher",
         backbone=backbone,
         latents_mean=statistics.mean,
         latents_std=statistics.std,
-        sizes=tuple(bucket.rpartition("x")[0] for bucket in manifest.buckets),
+        sizes=tuple(dict.fromkeys(bucket.rpartition("x")[0] for bucket in named)),
         autoencoder=Reference(uri=manifest.autoencoder.uri, digest=manifest.autoencoder.digest),
         t5=Reference(uri=texts["t5"].uri, digest=texts["t5"].digest),
         clip=Reference(uri=texts["clip"].uri, digest=texts["clip"].digest),
@@ -49,6 +52,7 @@ def save_teacher(
             "store": version.store.uri,
             "store_version": str(version.number),
             "store_content": manifest.content,
+            **{name: digest for name, digest in job.inputs.items() if name != "latents"},
         },
     )
     return save_model(job.product, config, dict(weights), teacher_card(recipe, config, version))

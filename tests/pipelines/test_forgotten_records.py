@@ -56,7 +56,8 @@ def version(tmp_path):
 @pytest.fixture
 def job(tmp_path):
     recipe = tiny_recipe(str(tmp_path / "data"), str(tmp_path))
-    return SimpleNamespace(recipe=recipe, product=recorded(str(tmp_path / "product")), run=RUN)
+    product = recorded(str(tmp_path / "product"))
+    return SimpleNamespace(recipe=recipe, product=product, run=RUN, inputs={})
 
 
 def test_autoencoder(job, tmp_path, monkeypatch):
