@@ -162,14 +162,19 @@ class Ceiling:
 # Media: files -> parts of one bucket each -> shards
 
 
-def _parts(plan: Plan, entries: Sequence[Item], context: Context) -> list[Item]:
-    """The parts of files; only what a listing cannot tell is looked up in the files."""
+def listed_parts(plan: Plan, entries: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """The parts of files of which the listing tells all, and the other files."""
     buckets = [bucket for bucket in plan.job.geometry.buckets() if bucket.frames == 1]
     plain = [entry for entry in entries if entry["kind"] == "image" and len(buckets) == 1]
     known = [{**entry, **only_part(entry), "bucket": buckets[0].name} for entry in plain]
     if plan.job.flip:
         known = [part for one in known for part in mirrored([one])]
-    unknown = [entry for entry in entries if entry["kind"] != "image" or len(buckets) > 1]
+    return known, [entry for entry in entries if entry["kind"] != "image" or len(buckets) > 1]
+
+
+def _parts(plan: Plan, entries: Sequence[Item], context: Context) -> list[Item]:
+    """The parts of files; only what a listing cannot tell is looked up in the files."""
+    known, unknown = listed_parts(plan, entries)
     workers, verbose = context.recipe.encode.workers, context.options.verbose
     with context.progress(len(unknown), "files", "probe") as bar:
         seen: set[str] = set()

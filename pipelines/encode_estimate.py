@@ -5,15 +5,20 @@ The files are decoded and encoded in this process; nothing is written and no Ray
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ldm_core.latents.ledger import Todo
-from ldm_core.latents.store import parquet_bytes
-from pipelines.encode_changes import shard_limit, shards_of
+import torch
+
+from ldm_core.errors import UserError
+from ldm_core.latents.schema import caption_digest
+from ldm_core.latents.store import LatentStore, parquet_bytes
+from ldm_core.media.buckets import Bucket
+from pipelines.encode_changes import listed_parts, media_to_do, shard_limit, shards_of
 from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Item, Plan
+from pipelines.encode_texts import missing_texts
 from pipelines.encode_workers import EncodeMedia, EncodeTexts, Row, table_of
 from pipelines.recipes.sections import EncodeSection
 
@@ -22,14 +27,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Estimate:
-    """For all files that are to be done.
+    """For all files and captions that are to be done.
 
     Attributes:
         files: of them.
         samples: their pictures and clips, as many a file as the measured have.
-        decode_s, encode_s, text_s: seconds of one worker.
+        decode_s: seconds of one CPU.
+        encode_s, text_s: seconds of one worker.
         bytes: that the store grows by.
         measured: files it is drawn from.
+        apart: whether CPU tasks beside the workers decode, as they do where workers have GPUs.
     """
 
     files: int
@@ -39,65 +46,98 @@ class Estimate:
     text_s: float
     bytes: float
     measured: int
+    apart: bool = False
 
     @property
     def worker_hours(self) -> float:
-        """Of workers that decode what they encode; divide by their number for the clock's."""
-        return (self.decode_s + self.encode_s + self.text_s) / 3600
+        """Of the workers, who decode what they encode if nobody else does; divide by their number
+        for the clock's."""
+        return sum(self._seconds().values()) / 3600
 
     def lines(self, section: EncodeSection) -> list[str]:
         """What a dry run tells."""
-        parts = {"decode": self.decode_s, "encode": self.encode_s, "captions": self.text_s}
         shares = ", ".join(
-            f"{name} {seconds / 36 / self.worker_hours:.0f} %" for name, seconds in parts.items()
+            f"{name} {seconds / 36 / max(self.worker_hours, 1e-9):.0f} %"
+            for name, seconds in self._seconds().items()
         )
         count, price = section.workers.count, section.worker_hour_price
         cost = f", {price * self.worker_hours:,.2f} at {price:g} each" if price else ""
+        beside = f"{self.decode_s / 3600:,.3g} of decoding, beside the workers"
         return [
             f"  takes    {'worker-hours':<12} {self.worker_hours:,.3g} ({shares}){cost}; "
             f"{self.worker_hours / count:,.3g} hours by {count} workers",
+            *([f"  takes    {'CPU-hours':<12} {beside}"] if self.apart else []),
             f"  takes    {'bytes':<12} {self.bytes:,.0f} for {self.samples:,.0f} samples",
             f"  measured {'files':<12} {self.measured} of {self.files}, in this process",
         ]
 
+    def _seconds(self) -> dict[str, float]:
+        """Of workers, by what they do."""
+        decode = {} if self.apart else {"decode": self.decode_s}
+        return {**decode, "encode": self.encode_s, "captions": self.text_s}
 
-def estimate(plan: Plan, todo: Todo, section: EncodeSection, count: int) -> Estimate | None:
-    """Measure `count` of the missing files, evenly spread; None where there are none."""
+
+def estimate(plan: Plan, store: LatentStore, section: EncodeSection, count: int) -> Estimate | None:
+    """Measure `count` of the missing files and captions, evenly spread; None if nothing is missing.
+
+    Raises:
+        UserError: the workers have GPUs and this machine has none.
+    """
+    todo = media_to_do(plan, store)
     missing = [plan.entries[id] for id in todo.missing if id in plan.entries]
-    if not missing:
+    texts = missing_texts(plan, store)
+    if not missing and not texts:
         return None
-    some = missing[:: max(1, len(missing) // count)][:count]
-    media = _measure_media(plan, some, section)
-    captions = _distinct(some)
-    text_s, text_bytes = _measure_texts(plan, captions, section)
-    scale, text_scale = len(missing) / len(some), len(_distinct(missing)) / len(captions)
+    _check_device(section)
+    some = evenly(missing, count)
+    media, scale = _measure_media(plan, some, section), len(missing) / max(len(some), 1)
+    text_s, text_bytes = _measure_texts(plan, texts, section, count)
     return Estimate(
         files=len(missing),
         samples=scale * media.samples,
         decode_s=scale * media.decode_s,
         encode_s=scale * media.encode_s,
-        text_s=text_scale * text_s,
-        bytes=scale * media.bytes + text_scale * text_bytes,
+        text_s=text_s,
+        bytes=scale * media.bytes + text_bytes,
         measured=len(some),
+        apart=section.workers.gpus > 0,
     )
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """So many of the items, or all there are, from the first to near the last."""
+    most = min(count, len(items))
+    return [items[k * len(items) // most] for k in range(most)]
+
+
+def _check_device(section: EncodeSection) -> None:
+    if section.workers.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"a dry run measures on this machine, which has no GPU, and encode.workers.gpus is "
+            f"{section.workers.gpus:g}: run it on one of the machines that are to encode, or see "
+            "what CPUs would take with --set encode.workers.gpus=0"
+        )
 
 
 @dataclass(frozen=True)
 class _Media:
-    samples: int
-    decode_s: float
-    encode_s: float
-    bytes: float
+    samples: int = 0
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+    bytes: float = 0.0
 
 
 def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) -> _Media:
-    asked = {"items": json.dumps(entries)}
-    probe_entries({"items": json.dumps(entries[:1])}, plan.job)  # starts what decodes
-    decode_s, probed = _timed(probe_entries, asked, plan.job)
-    parts = [part for part in json.loads(probed["items"]) if "reason" not in part]
+    if not entries:
+        return _Media()
+    parts, unknown = listed_parts(plan, entries)
+    decode_s, probed = _probe(plan, unknown)
+    parts += [part for part in probed if "reason" not in part]
     encoder = EncodeMedia(plan.job, section.workers.threads, section.workers.device)
     samples, encode_s, size = 0, 0.0, 0.0
-    for shard in shards_of(parts, section):
+    for k, shard in enumerate(shards_of(parts, section)):
+        if not k:
+            _warm_up(encoder, shard)
         seconds, decoded = _timed(decode_shard, shard, plan.job)
         decode_s += seconds
         seconds, (good, _) = _timed(encoder.rows, decoded)
@@ -107,19 +147,36 @@ def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) 
     return _Media(samples, decode_s, encode_s, size)
 
 
-def _distinct(entries: Iterable[Item]) -> list[str]:
-    return sorted({text for entry in entries for text, _ in entry["captions"]})
+def _probe(plan: Plan, entries: Sequence[Item]) -> tuple[float, list[Item]]:
+    """Seconds and parts of files of which a listing does not tell all."""
+    if not entries:
+        return 0.0, []
+    probe_entries({"items": json.dumps(entries[:1])}, plan.job)  # starts what looks into files
+    seconds, probed = _timed(probe_entries, {"items": json.dumps(entries)}, plan.job)
+    return seconds, json.loads(probed["items"])
 
 
-def _measure_texts(plan: Plan, captions: list[str], section: EncodeSection) -> tuple[float, float]:
-    """Seconds and bytes of captions."""
+def _warm_up(encoder: EncodeMedia, shard: Row) -> None:
+    """Start what decodes, and have the autoencoder choose its algorithms, by one batch."""
+    items = json.loads(shard["items"])[: encoder.at_once(Bucket.parse(shard["bucket"]))]
+    encoder.rows(decode_shard({**shard, "items": json.dumps(items)}, encoder.job))
+
+
+def _measure_texts(
+    plan: Plan, missing: Sequence[tuple[str, str]], section: EncodeSection, count: int
+) -> tuple[float, float]:
+    """Seconds and bytes of all the missing captions, by `count` of each encoder's."""
     encoder = EncodeTexts(plan.job, section.workers.threads, section.workers.device)
+    captions = {caption_digest(caption): caption for caption in plan.captions}
     seconds, size = 0.0, 0.0
     for entry in plan.texts:
-        encoder.rows(entry.name, captions[:1])  # loads it
-        spent, rows = _timed(encoder.rows, entry.name, captions)
-        seconds += spent
-        size += _bytes("texts", rows, section.shard_size)
+        mine = [captions[digest] for name, digest in missing if name == entry.name]
+        some = evenly(mine, count)
+        if some:
+            encoder.rows(entry.name, some[:1])  # loads it
+            spent, rows = _timed(encoder.rows, entry.name, some)
+            seconds += len(mine) / len(some) * spent
+            size += len(mine) / len(some) * _bytes("texts", rows, section.shard_size)
     return seconds, size
 
 

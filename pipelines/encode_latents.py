@@ -67,8 +67,7 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
 
 def _tell_estimate(plan: Plan, recipe: Recipe) -> None:
     """What the missing files would take, by a measured few."""
-    todo = media_to_do(plan, LatentStore(plan.job.store))
-    found = estimate(plan, todo, recipe.encode, MEASURED)
+    found = estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
     for line in found.lines(recipe.encode) if found else ():
         print(line, flush=True)
 
@@ -171,9 +170,10 @@ def _say_duplicates(version: StoreVersion) -> int:
     same = Counter(row["source_sha256"] for row in rows)
     alike = Counter(row["perceptual_hash"] for row in rows)
     repeats, likes = len(rows) - len(same), len(rows) - len(alike)
-    if repeats:
-        digest, count = same.most_common(1)[0]
-        names = sorted(row["source_id"] for row in rows if row["source_sha256"] == digest)
+    if likes:  # as all do that repeat the bytes
+        key, counts = ("source_sha256", same) if repeats else ("perceptual_hash", alike)
+        mark, count = counts.most_common(1)[0]
+        names = sorted(row["source_id"] for row in rows if row[key] == mark)
         print(
             f"[encode] {repeats} files repeat the bytes of another, {likes} look like another by "
             f"dHash; most often, {count} times: {', '.join(names[:3])}",

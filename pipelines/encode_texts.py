@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Set
 
 from deltalake import DeltaTable
 
+from ldm_core.files import exists, join
 from ldm_core.latents.ledger import Difference, compare, cut, shard_name
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.store import LatentStore
@@ -24,6 +25,13 @@ def texts_to_do(plan: Plan, store: LatentStore, log: DeltaTable) -> Difference[t
         plan.text_rows(),
         (((row["encoder"], row["caption_digest"]), row["encoder_digest"]) for row in stored),
     )
+
+
+def missing_texts(plan: Plan, store: LatentStore) -> list[tuple[str, str]]:
+    """What the table, as it is now, lacks; none is all of it."""
+    if not exists(join(store.uri, "texts", "_delta_log")):
+        return sorted(plan.text_rows())
+    return texts_to_do(plan, store, store.open("texts")).missing
 
 
 def by_first_use(

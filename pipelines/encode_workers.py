@@ -84,22 +84,25 @@ class EncodeMedia:
         bucket = Bucket.parse(row["bucket"])
         size = (bucket.frames, bucket.height, bucket.width, 3)
         pixels = np.frombuffer(row["pixels"], np.uint8).reshape(len(good), *size)
-        at_once = self._at_once(bucket)
+        at_once = self.at_once(bucket)
         for start in range(0, len(good), at_once):
             stop = start + at_once
             self._encode(good[start:stop], pixels[start:stop])
         samples = [self._sample(item, row["bucket"]) for item in items if "reason" not in item]
         return samples, [reject_row(item) for item in items if "reason" in item]
 
-    def _at_once(self, bucket: Bucket) -> int:
+    def at_once(self, bucket: Bucket) -> int:
         """Parts of a batch: as many as the job says, on a CPU no more than its caches have room
         for; one of those that are cut into tiles."""
-        if self.job.tile and max(bucket.height, bucket.width) > self.job.tile:
+        return max(1, self._frames_at_once(bucket.height, bucket.width) // bucket.frames)
+
+    def _frames_at_once(self, height: int, width: int) -> int:
+        if self.job.tile and max(height, width) > self.job.tile:
             return 1
         frames = self.job.batch_size
         if self.device == "cpu":
-            frames = min(frames, CPU_PIXELS // (bucket.height * bucket.width))
-        return max(1, frames // bucket.frames)
+            frames = min(frames, CPU_PIXELS // (height * width))
+        return max(1, frames)
 
     def _encode(self, items: Sequence[Item], pixels: np.ndarray) -> None:
         """Add each item's posterior; a non-finite one makes the item a reject."""
@@ -118,9 +121,12 @@ class EncodeMedia:
             return self.autoencoder.encode(frames[:, 0])
         if self.autoencoder.temporal_downsampling is not None:
             return self.autoencoder.encode(frames.transpose(1, 2))
-        each = self.autoencoder.encode(frames.flatten(0, 1))  # every frame is a picture
+        # Every frame is a picture: a clip of many is more than one batch of them.
+        pictures = frames.flatten(0, 1).split(self._frames_at_once(*frames.shape[-2:]))
+        each = [self.autoencoder.encode(some) for some in pictures]
         mean, logvar = (
-            part.unflatten(0, frames.shape[:2]).transpose(1, 2) for part in (each.mean, each.logvar)
+            torch.cat(parts).unflatten(0, frames.shape[:2]).transpose(1, 2)
+            for parts in ([one.mean for one in each], [one.logvar for one in each])
         )
         return Posterior(mean, logvar)
 

@@ -42,7 +42,6 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.decode import decode_image
 from ldm_core.media.pixels import to_pixels
 from ldm_core.text.encoders import load_clip, load_t5
-from pipelines.encode_changes import media_to_do
 from pipelines.encode_estimate import Estimate, estimate
 from pipelines.encode_latents import MEASURED
 from pipelines.encode_plan import describe_autoencoder, make_plan
@@ -107,8 +106,7 @@ def predict(recipe: Recipe) -> Estimate | None:
     """What a dry run tells, measured on as few of the pictures."""
     recipe = recipe.located()
     plan = make_plan(recipe, describe_autoencoder(recipe))
-    todo = media_to_do(plan, LatentStore(plan.job.store))
-    return estimate(plan, todo, recipe.encode, MEASURED)
+    return estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
 
 
 def run_job(recipe: Recipe) -> tuple[float, float]:

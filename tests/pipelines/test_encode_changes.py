@@ -226,6 +226,16 @@ def test_repeated_files_are_told(recipe, capsys):
     assert "1 files repeat the bytes of another" in capsys.readouterr().out
 
 
+def test_pictures_that_only_look_alike_are_told(recipe, capsys):
+    folder = Path(recipe.data)
+    picture(4).save(folder / "again.png", compress_level=1)
+    assert (folder / "again.png").read_bytes() != (folder / "4.png").read_bytes()
+    write_captions(folder, read_captions(folder) | {"again.png": "picture 4"})
+    assert encode_here(recipe).summary["duplicates"] == 0
+    told = "0 files repeat the bytes of another, 1 look like another by dHash; most often, 2 times"
+    assert f"{told}: 4.png, again.png" in capsys.readouterr().out
+
+
 def test_a_second_job_is_refused_before_it_writes(recipe):
     picture(8).save(Path(recipe.data) / "8.png")
     write_captions(Path(recipe.data), read_captions(Path(recipe.data)) | {"8.png": "x"})

@@ -5,23 +5,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from picture_folder import write_captions
 from PIL import Image
 from test_encode_media import encoded, project, put_videos
 
+from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
-from pipelines.encode_changes import media_to_do
-from pipelines.encode_estimate import Estimate, estimate
+from pipelines import encode_estimate
+from pipelines.encode_estimate import Estimate, estimate, evenly
 from pipelines.encode_latents import MEASURED
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.recipes.schema import Recipe
+from pipelines.recipes.sections import EncodeSection, Workers
 
 WORDS = ("a", "red", "old", "house", "by", "the", "sea", "with", "two", "dogs", "and", "clouds")
 
 
 def predicted(recipe: Recipe, count: int = MEASURED) -> Estimate:
     plan = make_plan(recipe.located(), describe_autoencoder(recipe.located()))
-    found = estimate(plan, media_to_do(plan, LatentStore(plan.job.store)), recipe.encode, count)
+    found = estimate(plan, LatentStore(plan.job.store), recipe.encode, count)
     assert found
     return found
 
@@ -68,5 +71,54 @@ def test_nothing_new_takes_nothing(folder):
     recipe = project(folder, 32, max_aspect=1)
     encoded(recipe)
     plan = make_plan(recipe.located(), describe_autoencoder(recipe.located()))
-    todo = media_to_do(plan, LatentStore(plan.job.store))
-    assert estimate(plan, todo, recipe.encode, MEASURED) is None
+    assert estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED) is None
+
+
+def test_new_captions_alone_take_time_and_bytes(folder):
+    put_pictures(folder, 3)
+    recipe = project(folder, 32, max_aspect=1)
+    encoded(recipe)
+    shorter = recipe.text.model_copy(update={"max_tokens": 4})
+    found = predicted(recipe.model_copy(update={"text": shorter}))
+    assert (found.files, found.samples, found.decode_s, found.encode_s) == (0, 0, 0, 0)
+    assert found.text_s > 0
+    assert found.bytes > 0
+    assert "captions 100 %" in found.lines(recipe.encode)[0]
+
+
+def test_what_a_listing_tells_is_not_probed(folder, monkeypatch):
+    put_pictures(folder, 3)
+    monkeypatch.setattr(encode_estimate, "probe_entries", None)
+    assert predicted(project(folder, 32, max_aspect=1, upscale=True)).samples == 3
+
+
+@pytest.mark.parametrize(("there", "count"), [(1, 4), (5, 4), (7, 4), (63, 32)])
+def test_the_measured_are_spread_over_all(there, count):
+    found = evenly(range(there), count)
+    assert len(found) == len(set(found)) == min(there, count)
+    assert found[0] == 0
+    assert found[-1] >= there - 1 - there // len(found)
+
+
+def test_beside_gpus_decoding_is_no_work_of_theirs():
+    hour = {"decode_s": 3600.0, "encode_s": 1800.0, "text_s": 1800.0}
+    section = EncodeSection(workers=Workers(count=2, gpus=1), worker_hour_price=3)
+    beside = Estimate(4, 4, **hour, bytes=1, measured=2, apart=True)
+    assert beside.worker_hours == 1
+    first, second, *_ = beside.lines(section)
+    assert first.split(maxsplit=2)[2] == (
+        "1 (encode 50 %, captions 50 %), 3.00 at 3 each; 0.5 hours by 2 workers"
+    )
+    assert second.split() == [
+        "takes",
+        "CPU-hours",
+        *["1", "of", "decoding,", "beside", "the", "workers"],
+    ]
+    assert Estimate(4, 4, **hour, bytes=1, measured=2).worker_hours == 2
+
+
+def test_a_machine_without_a_gpu_cannot_tell_what_gpus_take(folder, monkeypatch):
+    put_pictures(folder, 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="run it on one of the machines that are to encode"):
+        predicted(project(folder, 32, max_aspect=1, workers={"gpus": 1}))

@@ -117,3 +117,22 @@ def test_batches_do_not_change_the_rows(data, job):
         written = pq.read_table(f"{job.store}/samples/{part.path}", columns=["id", "digest"])
         rows.append(written.to_pylist())
     assert rows[0] == rows[1]
+
+
+def test_frames_that_are_pictures_are_no_more_at_once_than_a_batch(job, monkeypatch):
+    seen: list[int] = []
+
+    class Watched(IdentityAutoencoder):
+        def encode(self, pixels: torch.Tensor) -> Posterior:
+            seen.append(len(pixels))
+            return super().encode(pixels)
+
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda *_: Watched())
+    clip = torch.rand(1, 5, 3, 16, 16)
+    expected = clip.transpose(1, 2)
+    for tile, sizes in ((None, [3, 2]), (8, 5 * 9 * [1])):
+        seen.clear()
+        encoder = EncodeMedia(replace(job, tile=tile), threads=1, device="cpu")
+        mean = encoder._posterior(clip, "video").mean
+        assert seen == sizes
+        torch.testing.assert_close(mean, expected)
