@@ -1,29 +1,35 @@
 """What training refuses at the door: stores and models that do not go together."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from ldm_core.errors import UserError
-from ldm_core.files import exists, join, read_json
-from ldm_core.latents.manifest import Manifest
-from ldm_core.latents.store import LatentStore, StoreVersion
-from ldm_core.model_directory import read_config
-from pipelines.backbones import BackboneConfig, declared_space, stored_space
-from pipelines.model_uri import model_uri
+from ldm_core.latents.store import StoreVersion
+from pipelines.backbones import LatentSpace, declared_space, stored_space
 from pipelines.recipes.schema import Recipe
+from pipelines.train_initial import check_initial, encoder_digests
 from pipelines.train_plan import TrainingPlan, plan_training
 
 
-def check_training(recipe: Recipe, version: StoreVersion) -> TrainingPlan:
-    """Whether the recipe can be trained on this version of its store; returns the plan.
+def check_training(
+    recipe: Recipe, version: StoreVersion, mix: Sequence[StoreVersion]
+) -> TrainingPlan:
+    """Whether the recipe can be trained on these versions; returns the plan, of all their buckets.
+
+    Args:
+        recipe: its initial model is named by folder.
+        version: of its own store.
+        mix: of the further stores.
 
     Raises:
-        UserError: the store holds other sizes or videos of another kind than the transformer takes;
+        UserError: a store holds other sizes or videos of another kind than the transformer takes;
             further stores or the initial model have other encoders, or that has another shape.
     """
     check_buckets(recipe, version)
-    for share in recipe.train.mix:
-        check_same_encoders(version, LatentStore(share.uri).open_version(share.version))
-    plan = plan_training(recipe, stored_space(version))
+    check_named_once([version, *mix])
+    for other in mix:
+        check_same_encoders(version, other)
+    plan = plan_training(recipe, mixed_space([version, *mix]))
     if recipe.train.initial:
         check_initial(recipe.train.initial, version.manifest, plan.backbone)
     return plan
@@ -46,14 +52,29 @@ def check_buckets(recipe: Recipe, version: StoreVersion) -> None:
         )
 
 
+def check_named_once(versions: Sequence[StoreVersion]) -> None:
+    """Refuse a store that is to be read as two.
+
+    Raises:
+        UserError: a URI comes twice.
+    """
+    uris = [version.store.uri.rstrip("/") for version in versions]
+    for uri in uris[1:]:
+        if uris.count(uri) > 1:
+            raise UserError(
+                f"{uri} is named twice, as the recipe's store or in train.mix: name it once, with "
+                "the weight of both"
+            )
+
+
 def check_same_encoders(first: StoreVersion, other: StoreVersion) -> None:
     """Refuse to mix latents or captions of different encoders.
 
     Raises:
         UserError: one differs.
     """
-    there = _digests(other.manifest)
-    for name, digest in _digests(first.manifest).items():
+    there = encoder_digests(other.manifest)
+    for name, digest in encoder_digests(first.manifest).items():
         if there.get(name) != digest:
             raise UserError(
                 f"{first.store.uri} has {name} {digest}, {other.store.uri} has {name} "
@@ -62,54 +83,22 @@ def check_same_encoders(first: StoreVersion, other: StoreVersion) -> None:
             )
 
 
-def check_initial(uri: str, manifest: Manifest, backbone: BackboneConfig) -> None:
-    """Refuse to start from a model of other latents, captions or another architecture.
+def mixed_space(versions: Sequence[StoreVersion]) -> LatentSpace:
+    """What some stores hold between them, the buckets of the first one first.
 
     Raises:
-        UserError: one differs, or there is no model.
+        UserError: a bucket's latents are of another shape in one of them.
     """
-    uri = model_uri(uri)
-    written = read_json(join(uri, "config.json")) if exists(join(uri, "config.json")) else {}
-    if "_class_name" in written:
-        _check_diffusers(uri, written, manifest)
-        return
-    config = read_config(uri)
-    for name, digest in _digests(manifest).items():
-        known = getattr(config, name).digest
-        if known != digest:
-            raise UserError(
-                f"train.initial {uri} was trained with {name} {known}, the store's is {digest}: "
-                "encode with that one, or start from another model"
-            )
-    _check_shape(uri, config.backbone, backbone)
-
-
-def _check_shape(uri: str, known: BackboneConfig, wanted: BackboneConfig) -> None:
-    """Of the network, but for the size of its latents, which may grow."""
-    mine, theirs = (each.model_dump(exclude={"latent_size"}) for each in (wanted, known))
-    names = [name for name in mine if mine[name] != theirs.get(name)]
-    if type(known) is not type(wanted) or names:
-        told = ", ".join(f"{name} {theirs.get(name)} and not {mine[name]}" for name in names[:4])
-        raise UserError(
-            f"train.initial {uri} is a {_name(known)} where the recipe says {_name(wanted)}"
-            f"{': it has ' + told if told else ''}; set the recipe's train section to the model's"
-        )
-
-
-def _check_diffusers(uri: str, written: dict[str, Any], manifest: Manifest) -> None:
-    packed = 4 if written["_class_name"].startswith("Flux") else 1
-    channels = written.get("in_channels", 0) // packed
-    if channels != manifest.channels:
-        raise UserError(
-            f"train.initial {uri} is a {written['_class_name']} of latents of {channels} channels, "
-            f"the store's have {manifest.channels}: encode with the autoencoder it was trained with"
-        )
-
-
-def _name(config: BackboneConfig) -> str:
-    return type(config).__name__.removesuffix("Config")
-
-
-def _digests(manifest: Manifest) -> dict[str, str]:
-    texts = {entry.name: entry.digest for entry in manifest.texts}
-    return {"autoencoder": manifest.autoencoder.digest, **texts}
+    first, *others = versions
+    space = stored_space(first)
+    latents = dict(space.latents)
+    for other in others:
+        for name, latent in stored_space(other).latents.items():
+            if latents.setdefault(name, latent) != latent:
+                raise UserError(
+                    f"the latents of {name} are {latent} in {other.store.uri} and {latents[name]} "
+                    f"in {first.store.uri} or the stores before: encode one of them anew as the "
+                    "other was, or leave it out of train.mix"
+                )
+    longest = max(version.manifest.max_tokens for version in versions)
+    return replace(space, latents=latents, max_tokens=longest)

@@ -6,10 +6,11 @@ The order of samples, noise, timesteps and dropped captions are functions of (se
 so that neither worker count nor a restart changes what is trained on.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ldm_core.latents.store import LatentStore
+from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.model_directory import FORMAT
 from pipelines.backbones import declared_space
 from pipelines.commands import command
@@ -17,8 +18,9 @@ from pipelines.denoiser_worker import denoiser_worker
 from pipelines.ray_training import fit
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, run_stage, say_verdict
-from pipelines.tracking import register_model
+from pipelines.tracking import Run, register_model
 from pipelines.train_checks import check_training
+from pipelines.train_inputs import InitialModel, initial_model, input_digests, pinned
 from pipelines.train_plan import check_memory, plan_training
 from pipelines.train_plan_table import print_plan
 from pipelines.training_data import find_data
@@ -32,28 +34,31 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
             model's, or a transformer or layout that does not fit: see `check_training`.
     """
     asked, recipe = recipe, recipe.located()
-    section, store = recipe.train, LatentStore(recipe.product("latents"))
+    store = LatentStore(recipe.product("latents"))
     if options.dry_run and not store.versions():
         plan = plan_training(recipe, declared_space(recipe))
-        print_plan(plan, section, command(asked, "encode"))
-        check_memory(plan, section.heads)
+        print_plan(plan, recipe.train, command(asked, "encode"))
+        check_memory(plan, recipe.train.heads)
         say_verdict("train", f"would run once there is a store at {store.uri}")
         return None
-    version = store.open_version(section.store_version)
-    plan = check_training(recipe, version)
+    version = store.open_version(recipe.train.store_version)
+    recipe, mix = pinned(recipe)
+    section = recipe.train
+    plan = check_training(recipe, version, mix)
     if options.dry_run:
         print_plan(plan, section, command(asked, "train"))
     check_memory(plan, section.heads)
+    initial = initial_model(section.initial) if section.initial else None
 
     def work(context: Context) -> dict[str, Any]:
         manifest = version.manifest
-        context.run.dataset("latents", version.store.uri, manifest.content[:36], context="training")
+        _tell_inputs(context.run, [version, *mix], initial)
         print(
             f"[train] {manifest.counts['samples']} samples of store version {version.number}, "
             f"{section.steps} steps of {section.batch_size}",
             flush=True,
         )
-        worker = partial(denoiser_worker, find_data(recipe, version))
+        worker = partial(denoiser_worker, find_data(recipe, version, mix=mix))
         summary = fit(
             context,
             worker,
@@ -78,7 +83,16 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
         "train",
         recipe.product("teacher"),
         sections,
-        {"latents": version.manifest.content[:16]},
+        input_digests(version, mix, initial),
         work,
         options,
     )
+
+
+def _tell_inputs(run: Run, stores: Sequence[StoreVersion], initial: InitialModel | None) -> None:
+    """Say what the run reads: the recipe's own store first, those of the mix, the initial model."""
+    for k, version in enumerate(stores):
+        name, content = f"mix.{k}" if k else "latents", version.manifest.content[:36]
+        run.dataset(name, version.store.uri, content, context="training")
+    if initial and initial.run:
+        run.tags({"parent.initial": initial.run})

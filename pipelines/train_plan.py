@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from pydantic import ValidationError
 
+from ldm_core.backbones.dit import DiTConfig
 from ldm_core.backbones.embeddings import patch_grid
+from ldm_core.backbones.mmdit import MMDiTConfig
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.errors import UserError
 from ldm_core.planning.accelerators import Accelerator, accelerator
@@ -51,7 +53,8 @@ def plan_training(recipe: Recipe, space: LatentSpace) -> TrainingPlan:
     """Plan training on latents of this kind.
 
     Raises:
-        UserError: the transformer does not fit the latents, or the layout not the transformer.
+        UserError: the transformer does not fit the latents, or the layout not the transformer or
+            the tokens of some bucket.
     """
     section = recipe.train
     config = fitting_backbone(section, space)
@@ -63,6 +66,7 @@ def plan_training(recipe: Recipe, space: LatentSpace) -> TrainingPlan:
     dtype = compute_dtype(recipe)
     autocast = dtype if dtype != torch.float32 else None
     tokens = {name: _tokens(latent, section.patch_size) for name, latent in space.latents.items()}
+    check_tokens(tokens, layout)
     counts = micro_samples(section, tokens)
     samples = tuple(
         Sample(
@@ -92,18 +96,49 @@ def fitting_backbone(section: TrainSection, space: LatentSpace) -> BackboneConfi
     """The transformer for all of these latents.
 
     Raises:
-        UserError: a width, number of heads or patch size that does not divide.
+        UserError: a width, number of heads or patch size that does not divide, or videos for a
+            network of pictures.
     """
     try:
         config = backbone_config(section, space.main, space.text_width, space.pooled_width)
         for latent in space.latents.values():
             backbone_config(section, latent, space.text_width, space.pooled_width)
             patch_grid(latent[-2:], section.patch_size)
+        _check_frames(config, space)
     except ValidationError as error:
         raise UserError(f"train: {describe_errors(error)}") from error
     except UserError as error:
         raise UserError(f"train: {error}") from error
     return config
+
+
+def _check_frames(config: BackboneConfig, space: LatentSpace) -> None:
+    """Refuse videos where the network has no place for frames."""
+    videos = [n for n, latent in space.latents.items() if len(latent) == 4 and latent[1] > 1]
+    takes_them = config.frame_pairs if isinstance(config, DiTConfig) else config.rotary
+    if videos and not takes_them:
+        remedy = "name them in train.buckets, too"
+        if isinstance(config, MMDiTConfig):
+            remedy = "set train.positions=rotary"
+        raise UserError(
+            f"the store or train.mix holds videos of {', '.join(videos)}, but the transformer is "
+            f"one of pictures: {remedy}, or leave them out"
+        )
+
+
+def check_tokens(tokens: dict[str, int], layout: Layout) -> None:
+    """Refuse buckets whose tokens cannot be dealt out.
+
+    Raises:
+        UserError: `layout.context` does not divide one.
+    """
+    odd = [f"{count} of {name}" for name, count in tokens.items() if count % layout.context]
+    if odd:
+        raise UserError(
+            f"the tokens of a sample do not divide among layout.context {layout.context}: "
+            f"{', '.join(odd[:4])}; set train.layout.context to a divisor of them all, or encode "
+            "other buckets"
+        )
 
 
 def layout_of(section: TrainSection) -> Layout:

@@ -22,7 +22,9 @@ _HOW = {
     "compile",
     "max_failures",
 }
-_KEPT = {"keep_checkpoints", "validation_gpus", "accelerator", "worker_hour_price", "store_version"}
+_KEPT = {"keep_checkpoints", "validation_gpus", "accelerator", "worker_hour_price"}
+# Names of what is read: the digests of what they mean are the stage's inputs.
+_NAMES = {"store_version", "mix", "initial"}
 
 
 class LayoutSection(Section):
@@ -81,7 +83,8 @@ class TrainSection(TrainingSection):
         positions: of an mmdit: "fixed" is for pictures alone.
         buckets: "height x width x frames" it is meant for, the main one first; without any,
             pictures of the recipe's size. A store adds its own.
-        initial: model directory, or folder of a diffusers transformer, that training starts from.
+        initial: that training starts from: a model directory, by whose statistics latents are then
+            normalised, or the folder of a diffusers transformer, which has the stores'.
         store_version: of the recipe's store; None is the newest.
         mix: further stores.
         batch_size: samples of an optimiser step, of the main bucket.
@@ -100,7 +103,8 @@ class TrainSection(TrainingSection):
         ema_decays: of further averages.
         ema_lengths: relative widths of power-function averages, of which snapshots are kept.
         spike_factor: a step whose gradient is so many times the usual is skipped; None is never.
-        validation_samples: held out, for a loss at fixed noise every `validate_every` steps.
+        validation_samples: at most so many are held out, all of a file or none, for a loss at fixed
+            noise every `validate_every` steps; `mix` leaves out the same files.
         validation_gpus: of the actor that validates and draws pictures beside training.
         keep_checkpoints: the newest so many.
         sample_steps, guidance: what the model draws with unless told otherwise, previews included.
@@ -156,13 +160,16 @@ class TrainSection(TrainingSection):
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the result: not who computes it, nor what is told on the way.
 
+        Of other stores and the initial model it has the weights alone: their contents are inputs.
         A field that a former program did not have counts once it says something new.
         """
-        values = self.model_dump(mode="json", exclude=_TELLING | _HOW | _KEPT)
+        values = self.model_dump(mode="json", exclude=_TELLING | _HOW | _KEPT | _NAMES)
         plain = type(self).model_construct().model_dump(mode="json")
         told = {
             name: value for name, value in values.items() if name in _FORMER or value != plain[name]
         }
+        if self.mix:
+            told["mix"] = [share.weight for share in self.mix]
         return told | {"parts": self.parts}  # which samples a step has
 
     @property

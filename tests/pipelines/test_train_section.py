@@ -19,6 +19,7 @@ TELLING = {
     "accelerator": "H100-80",
     "worker_hour_price": 2.0,
     "store_version": 3,
+    "initial": "models:/a/1",  # what it names does, as an input of the stage
     "max_failures": 0,
 }
 DECIDING = {
@@ -30,7 +31,6 @@ DECIDING = {
     "ema_lengths": (0.05,),
     "spike_factor": 4.0,
     "validation_samples": 8,
-    "initial": "models:/a/1",
     "float8": True,
     "mlp_ratio": 4.0,
     "buckets": ("64x64x1",),
@@ -52,6 +52,14 @@ def test_what_does_not_decide(name):
 @pytest.mark.parametrize("name", DECIDING)
 def test_what_decides(name):
     assert section(**{name: DECIDING[name]}).deciding() != section().deciding()
+
+
+def test_of_a_mix_the_weights_decide_and_the_content_is_an_input():
+    def told(**share: object) -> object:
+        return section(mix=({"uri": "a", "weight": 2.0} | share,)).deciding()
+
+    assert told()["mix"] == [2.0]
+    assert told(uri="b", version=3) == told() != told(weight=1.0)
 
 
 def test_fields_that_say_nothing_new_are_left_out():
