@@ -197,7 +197,8 @@ class DenoiserTraining:
         parameters = sum(weight.numel() for weight in self.network.parameters())
         summary = {"steps": self.section.steps, "parameters": parameters}
         statistics = self.reader.statistics
-        digest = save_teacher(self.job, self.data.version, self.config, statistics, weights)
+        version, shapes = self.data.version, self.reader.shapes
+        digest = save_teacher(self.job, version, self.config, statistics, weights, shapes)
         self.judged.wait()
         return {**summary, **self.figures.meter.mean(), "digest": digest}
 
