@@ -22,7 +22,8 @@ from ldm_core.media.perceptual_hash import difference_hash
 from pipelines.encode_plan import Item, Job
 from pipelines.encode_throughput import DECODE, READ, Throughput
 
-READS_IN_FLIGHT = 16  # files held while one is decoded; a bucket answers each in tens of ms
+READS_IN_FLIGHT = 16  # a bucket answers each in tens of ms
+READ_AHEAD = 256 << 20  # bytes of the files held while one is decoded; a larger one is held alone
 
 Row = dict[str, Any]
 
@@ -41,10 +42,10 @@ def probe_entries(row: Row, job: Job) -> Row:
     entries: list[Item] = json.loads(row["items"])
     guard = _guard(find_parts, job.item_seconds, job.item_bytes)
     found: list[Item] = []
-    for [entry], data in _with_bytes([[entry] for entry in entries]):
+    for [entry], data in _with_bytes([[entry] for entry in entries], job.item_bytes):
         rule = (entry["kind"], job.geometry, job.clips, job.item_seconds)
         try:
-            parts = guard.decode(data, *rule)
+            parts = guard.decode(_readable(data), *rule)
         except BadMedia as error:
             found.append({**entry, **only_part(entry), **reject_of(error)})
             continue
@@ -97,14 +98,15 @@ def decode_shard(row: Row, job: Job) -> Row:
     files = [list(group) for _, group in groupby(items, key=lambda item: item["source"])]
     guard = _guard(decode_parts, job.item_seconds, job.item_bytes)
     pixels, throughput = bytearray(), Throughput()
-    for parts, data in throughput.each(READ, _with_bytes(files)):
+    for parts, data in throughput.each(READ, _with_bytes(files, job.item_bytes)):
         clips = [Clip(*part["clip"]) if "clip" in part else None for part in parts]
         # of a part and its mirror image one; a shard may begin between a file's mirror images
         each = sorted(set(clips), key=lambda clip: clip.start_s if clip else 0.0)
-        task = (data, parts[0]["kind"], each, row["bucket"], job.item_seconds)
-        with throughput.timed(DECODE, len(parts), len(data)):
+        task = (parts[0]["kind"], each, row["bucket"], job.item_seconds)
+        with throughput.timed(DECODE, len(parts), 0 if isinstance(data, BadMedia) else len(data)):
             try:
-                decoded = dict(zip(each, guard.decode(*task), strict=True))
+                found = guard.decode(_readable(data), *task)
+                decoded = dict(zip(each, found, strict=True))
             except BadMedia as error:
                 decoded = dict.fromkeys(each, error)
             found = [_turned(decoded[clip], part) for clip, part in zip(clips, parts, strict=True)]
@@ -121,9 +123,13 @@ def _turned(part: Pixels | BadMedia, item: Item) -> Pixels | BadMedia:
     return replace(part, frames=part.frames[:, :, ::-1])
 
 
-def _complete(items: Sequence[Item], found: Sequence[Pixels | BadMedia], data: bytes) -> None:
+def _complete(
+    items: Sequence[Item], found: Sequence[Pixels | BadMedia], data: bytes | BadMedia
+) -> None:
     """Tell each item what became of it."""
-    file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    file: Item = {}
+    if not isinstance(data, BadMedia):
+        file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     for item, part in zip(items, found, strict=True):
         if isinstance(part, BadMedia):
             item.update(reject_of(part))
@@ -132,14 +138,48 @@ def _complete(items: Sequence[Item], found: Sequence[Pixels | BadMedia], data: b
             item.update(file, height=part.height, width=part.width, crop=part.crop, hash=hash)
 
 
-def _with_bytes(files: Sequence[list[Item]]) -> Iterator[tuple[list[Item], bytes]]:
-    """Each file's items with its bytes, a few being read ahead."""
+def _with_bytes(
+    files: Sequence[list[Item]], item_bytes: int
+) -> Iterator[tuple[list[Item], bytes | BadMedia]]:
+    """Each file's items with its bytes, or with why it is not read; a few are read ahead."""
     read = MediaReader().read
     with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
-        for start in range(0, len(files), READS_IN_FLIGHT):
-            some = files[start : start + READS_IN_FLIGHT]
-            uris = [items[0]["uri"] for items in some]
-            yield from zip(some, readers.map(lambda uri: _bytes(read, uri), uris), strict=True)
+        for some in read_together([_size(items) for items in files], READ_AHEAD, READS_IN_FLIGHT):
+            group = [files[place] for place in some]
+            found = readers.map(lambda items: _bytes_within(read, items[0], item_bytes), group)
+            yield from zip(group, found, strict=True)
+
+
+def read_together(sizes: Sequence[int], most: int, count: int) -> Iterator[range]:
+    """Consecutive files of at most so many bytes in all, and at most `count`; at least one."""
+    start, held = 0, 0
+    for place, size in enumerate(sizes):
+        if place > start and (held + size > most or place - start == count):
+            yield range(start, place)
+            start, held = place, 0
+        held += size
+    if sizes:
+        yield range(start, len(sizes))
+
+
+def _size(items: Sequence[Item]) -> int:
+    """Of the items' file; one of unknown size is as small as pictures in tables are."""
+    return int(items[0].get("size") or 0)
+
+
+def _bytes_within(read: Callable[[str], bytes], item: Item, most: int) -> bytes | BadMedia:
+    """The file's bytes, unless it is so large that decoding has no room for it."""
+    size = _size([item])
+    if size > most:
+        told = f"{size} bytes are more than encode.item_gib, {most / 2**30:.3g} GiB"
+        return BadMedia("read", "too large", told)
+    return _bytes(read, item["uri"])
+
+
+def _readable(data: bytes | BadMedia) -> bytes:
+    if isinstance(data, BadMedia):
+        raise data
+    return data
 
 
 def _bytes(read: Callable[[str], bytes], uri: str) -> bytes:

@@ -1,6 +1,7 @@
 """The encode stage on videos and on pictures of many shapes, with its workers in this process."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.latents.reader import LatentReader
 from ldm_core.latents.schema import decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.media.locators import MediaReader
 from ldm_core.media.pixels import to_image, to_pixels
+from pipelines import encode_media
+from pipelines.encode_media import read_together
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, TrainSection
 
@@ -195,6 +199,12 @@ def test_captions_in_eight_bits(folder):
     small = recipe.encode.model_copy(update={"text_dtype": "int8-b16"})
     version = encoded(recipe.model_copy(update={"encode": small}))
     assert version.number == 2
+    before, after = (
+        {entry.name: entry.digest for entry in each.manifest.texts}
+        for each in (version.store.open_version(1), version)
+    )
+    assert before["clip"] == after["clip"]  # its pooled vectors stay as they are
+    assert before["t5"] != after["t5"]
     assert set(version.table("texts")["dtype"].to_pylist()) == {"int8-b16", "float16"}
     rows = version.table("texts").to_pylist()
     assert all((row["relative_error"] is None) == (row["encoder"] == "clip") for row in rows)
@@ -205,3 +215,43 @@ def test_captions_in_eight_bits(folder):
     near = LatentReader(version).batch(np.arange(3), np.zeros(3, int), 0).condition
     error = (near.tokens - exact.tokens).norm() / exact.tokens.norm()
     assert 0 < error < 0.01
+
+
+def test_a_file_for_which_there_is_no_room_is_a_reject_and_is_not_read(folder, monkeypatch):
+    """Whether its parts are found by the listing, or would be looked for in it."""
+    for k in range(3):
+        picture(k).save(folder / "data" / f"{k}.png")
+    large = folder / "data" / "3.png"
+    large.write_bytes((folder / "data" / "2.png").read_bytes() + bytes(1 << 20))
+    write_captions(folder / "data", {f"{k}.png": f"picture {k}" for k in range(4)})
+    read, seen = MediaReader.read, []
+
+    def watched(self, uri: str) -> bytes:
+        seen.append(uri)
+        return read(self, uri)
+
+    monkeypatch.setattr(MediaReader, "read", watched)
+    # a child with so little room could not even start
+    here = lambda function, *_: SimpleNamespace(decode=function)  # noqa: E731
+    monkeypatch.setattr(encode_media, "_guard", here)
+    for aspect in (1, 2):
+        recipe = project(folder, 16, max_aspect=aspect, upscale=True, item_gib=2**-11)
+        rejects = encoded(recipe).table("rejects").to_pylist()
+        told = [(row["id"], row["stage"], row["reason"]) for row in rejects]
+        assert told == [("3.png", "read", "too large")]
+        assert rejects[0]["detail"].startswith(f"{large.stat().st_size} bytes are more than")
+    assert len(seen) == 3 + 2 * 3
+    assert not any(uri.endswith("3.png") for uri in seen)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], []),
+        ([1, 1, 1, 1, 1], [[0, 1, 2], [3, 4]]),
+        ([6, 4, 1, 20, 1], [[0, 1], [2], [3], [4]]),
+        ([20], [[0]]),
+    ],
+)
+def test_files_are_read_ahead_by_bytes_and_number(sizes, expected):
+    assert [list(some) for some in read_together(sizes, 10, 3)] == expected
