@@ -23,7 +23,7 @@ def describe(
     max_tokens: int,
     downsampling: int,
     statistics: LatentStatistics | None,
-    encoding: Mapping[str, str | int] | None = None,
+    encoding: Mapping[str, bool | int | str] | None = None,
 ) -> Manifest:
     """Pin the tables and count them, ready for `LatentStore.publish`.
 

@@ -1,8 +1,15 @@
 """What a published version of the latent store says about itself."""
 
+import math
+
 from pydantic import BaseModel, ConfigDict
 
 FORMAT = 3
+
+
+def close(here: float, there: float) -> bool:
+    """Whether two statistics are one and the same, computed on two machines."""
+    return math.isclose(here, there, rel_tol=1e-6, abs_tol=1e-9)
 
 
 class Frozen(BaseModel):
@@ -24,6 +31,13 @@ class LatentStatistics(Frozen):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def is_close(self, other: "LatentStatistics") -> bool:
+        """Whether they are the same but for another machine's exp."""
+        if (len(self.mean), len(self.std)) != (len(other.mean), len(other.std)):
+            return False
+        pairs = zip((*self.mean, *self.std), (*other.mean, *other.std), strict=True)
+        return all(close(here, there) for here, there in pairs)
 
 
 class RoundingError(Frozen):
@@ -77,9 +91,10 @@ class Manifest(Frozen):
     bytes: int
     content: str
     rounding: dict[str, RoundingError] = {}
-    encoding: dict[str, str | int] = {}
+    encoding: dict[str, bool | int | str] = {}
 
     def says_the_same(self, other: "Manifest") -> bool:
-        """Whether publishing this one after the other would tell a reader anything new."""
-        unstamped = {"number": 0, "publication": "", "created": ""}
-        return self.model_copy(update=unstamped) == other.model_copy(update=unstamped)
+        """Whether publishing this one after the other would tell a reader nothing new."""
+        unstamped = {"number": 0, "publication": "", "created": "", "statistics": None}
+        same = self.model_copy(update=unstamped) == other.model_copy(update=unstamped)
+        return same and self.statistics.is_close(other.statistics)

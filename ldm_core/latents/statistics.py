@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ldm_core.errors import UserError
 from ldm_core.latents.manifest import LatentStatistics
 
+LARGEST_LOGVAR = 100.0  # exp of it is 3e43; diffusers clamps at 20
 _LEAST_STD = 1e-6  # a channel that never varies must not blow up when divided by it
 _MOMENTS = 3  # E mean, E mean^2, E exp(logvar)
 
@@ -26,7 +28,11 @@ class ChannelMoments:
         self._sums: dict[tuple[int, int], list[float]] = {}  # by channel and moment
 
     def add(self, posteriors: Iterable[Posterior]) -> None:
-        """Count some batches, of as many channels as those before."""
+        """Count some batches, of as many channels as those before.
+
+        Raises:
+            UserError: a log-variance of more than `LARGEST_LOGVAR`.
+        """
         parts = [_moments(mean, logvar) for mean, logvar in posteriors]
         if not parts:
             return
@@ -79,6 +85,12 @@ def exact_sum(values: Sequence[float]) -> list[float]:
 
 def _moments(mean: np.ndarray, logvar: np.ndarray) -> np.ndarray:
     """(B, C, 3) per sample and channel: E mean, E mean^2, E exp(logvar) over positions."""
+    largest = float(logvar.max(initial=-math.inf))
+    if not largest <= LARGEST_LOGVAR:  # NaN included
+        raise UserError(
+            f"a latent has a log-variance of {largest:g}, beyond {LARGEST_LOGVAR:g}: no statistics "
+            "can be made of it. Encode with another autoencoder or in another precision"
+        )
     flat = mean.astype(np.float64).reshape(*mean.shape[:2], -1)
     spread = np.exp(logvar.astype(np.float64)).reshape(*mean.shape[:2], -1)
     return np.stack([flat.mean(-1), (flat**2).mean(-1), spread.mean(-1)], axis=-1)

@@ -6,7 +6,6 @@ theirs that leaves them finite is found only by the checksums of Parquet pages, 
 them.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from deltalake.exceptions import DeltaError
 
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.files import filesystem, join
-from ldm_core.latents.manifest import LatentStatistics, Manifest
+from ldm_core.latents.manifest import LatentStatistics, Manifest, close
 from ldm_core.latents.schema import LATER, TABLES
 from ldm_core.latents.store import StoreVersion
 from ldm_core.latents.tally import Check, Tally, differs
@@ -218,8 +217,7 @@ def _statistics(
     names = [f"{what} of channel {i}" for what in ("mean", "std") for i in range(len(stated.mean))]
     pairs = zip(names, (*measured.mean, *measured.std), (*stated.mean, *stated.std), strict=True)
     for channel, here, there in pairs:
-        close = math.isclose(here, there, rel_tol=1e-6, abs_tol=1e-9)  # another machine's exp
-        tally.ask(channel, "" if close else differs(here, there))
+        tally.ask(channel, "" if close(here, there) else differs(here, there))
     check = tally.check()
     if check.failed and not known:
         return Tally(tally.rule).check(

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 from small_store import AUTOENCODER, CLIP, T5, small_store
 
+from ldm_core.errors import UserError
 from ldm_core.latents.describe import describe
+from ldm_core.latents.manifest import LatentStatistics, Manifest
 from ldm_core.latents.rounding import RoundingErrors
 from ldm_core.latents.statistics import ChannelMoments, channel_statistics, exact_sum
 
@@ -34,6 +36,33 @@ def test_nothing_has_no_statistics():
     moments = ChannelMoments()
     moments.add([])
     assert moments.result() is None
+
+
+@pytest.mark.parametrize("logvar", [101.0, 800.0, math.inf, math.nan])
+def test_a_spread_beyond_all_numbers_is_refused(logvar):
+    latents = np.zeros((1, 2, 3, 3))
+    with pytest.raises(UserError, match=f"log-variance of {logvar:g}, beyond 100"):
+        channel_statistics([(latents, latents), (latents, latents + logvar)])
+
+
+def test_manifests_of_two_machines_say_the_same(tmp_path):
+    manifest = small_store(tmp_path).manifest
+    for factor, same in ((1 + 1e-9, True), (1.001, False)):
+        std = tuple(factor * value for value in manifest.statistics.std)
+        statistics = LatentStatistics(mean=manifest.statistics.mean, std=std)
+        other = manifest.model_copy(update={"statistics": statistics, "number": 7})
+        assert manifest.says_the_same(other) == same
+    fewer = LatentStatistics(mean=(0.0,), std=(1.0,))
+    assert not manifest.says_the_same(manifest.model_copy(update={"statistics": fewer}))
+
+
+def test_what_was_chosen_comes_back_as_it_was(tmp_path):
+    chosen = {"flip": True, "tile": 1, "precision": "bf16"}
+    manifest = small_store(tmp_path).manifest.model_copy(update={"encoding": chosen})
+    read = Manifest.model_validate_json(manifest.model_dump_json())
+    assert {key: (type(value), value) for key, value in read.encoding.items()} == {
+        key: (type(value), value) for key, value in chosen.items()
+    }
 
 
 def test_an_exact_sum_is_that_of_fractions():
