@@ -117,6 +117,7 @@ def _make_missing(
     places = todo.places | {(part["bucket"], part["source"]) for part in good}
     captions = by_first_use(texts, places, plan)
     rows = [*shards_of(good, section), *text_shards(plan, captions, section.shard_size)]
+    writer.throughput.shards += len(rows)
     encoded = encode_shards(rows, plan.job, section.workers, verbose)
     results = itertools.chain(_refuse(writer.store, refused, section), encoded)
     ceiling = Ceiling(section.max_reject_share, new + len(todo.kept), todo.rejects)
@@ -209,7 +210,7 @@ def _refuse(store: LatentStore, items: list[Item], section: EncodeSection) -> It
     """Write what was refused before it could be decoded; no worker is needed for that."""
     for some in cut(items, section.shard_size):
         rejects = list(map(reject_row, some))
-        yield written(store, _shard_of(some), Throughput(), rejects=rejects)
+        yield written(store, _shard_of(some), Throughput(), COMMIT, rejects=rejects)
 
 
 def _stored_rows(

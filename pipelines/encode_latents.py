@@ -107,7 +107,8 @@ def _tell_throughput(throughput: Throughput, seconds: float, context: Context) -
     """Of the workers and of the committer, if there was anything to do."""
     if throughput.kinds:
         workers = context.recipe.encode.workers
-        waiting = throughput.waiting(seconds, workers.count, decoding=not workers.gpus)
+        count = min(workers.count, throughput.shards)
+        waiting = throughput.waiting(seconds, count, decoding=not workers.gpus)
         throughput.print(waiting)
         context.run.metrics({**throughput.metrics(), "throughput/waiting_share": waiting})
 

@@ -9,7 +9,7 @@ from ldm_core.autoencoders.tiling import check_tile
 from ldm_core.files import absolute, exists, join
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
-from ldm_core.latents.schema import caption_digest, caption_rows, captions_digest
+from ldm_core.latents.schema import ARRAY_DTYPE, caption_digest, caption_rows, captions_digest
 from ldm_core.media.buckets import Geometry, causal_lengths
 from ldm_core.media.entries import Listing, MediaEntry, Reject
 from ldm_core.media.parts import ClipRule
@@ -119,12 +119,13 @@ def make_plan(recipe: Recipe, autoencoder: AutoencoderFacts) -> Plan:
     entries = {entry.id: _entry(entry, _decisive(job, autoencoder)) for entry in listing.entries}
     _build_tiny_encoders(recipe, _captions(entries))
     digests = {
-        "t5": (job.t5, t5_digest(job.t5, job.max_tokens)),
-        "clip": (job.clip, clip_digest(job.clip, job.max_tokens)),
+        "t5": (job.t5, t5_digest(job.t5, job.max_tokens), job.text_dtype),
+        # of CLIP there is a pooled vector alone, and that stays in 16 bits
+        "clip": (job.clip, clip_digest(job.clip, job.max_tokens), ARRAY_DTYPE),
     }
     texts = tuple(
-        EncoderEntry(name=name, uri=uri, digest=stored_as(digest, job.text_dtype))
-        for name, (uri, digest) in digests.items()
+        EncoderEntry(name=name, uri=uri, digest=stored_as(digest, dtype))
+        for name, (uri, digest, dtype) in digests.items()
     )
     return Plan(job, autoencoder, texts, entries, _refused(listing))
 
@@ -183,6 +184,7 @@ def _entry(entry: MediaEntry, decisive: dict[str, list[object]]) -> Item:
         "id": entry.id,
         "uri": entry.uri,
         "kind": entry.kind,
+        "size": entry.size,  # None where the listing does not tell
         "captions": [(caption.text, caption.weight) for caption in entry.captions],
         "fingerprint": fingerprint(entry.size, entry.etag, decisive[entry.kind]),
     }
@@ -194,7 +196,7 @@ def _captions(entries: dict[str, Item]) -> list[str]:
 
 def stored_as(digest: str, dtype: str) -> str:
     """An encoder's digest, with the dtype if it is not the usual: its rows are other numbers."""
-    return digest if dtype == "float16" else f"{digest}-{dtype}"
+    return digest if dtype == ARRAY_DTYPE else f"{digest}-{dtype}"
 
 
 def _build_tiny_encoders(recipe: Recipe, captions: list[str]) -> None:

@@ -11,7 +11,8 @@ from pipelines.text_tables import Cell, print_table
 
 T = TypeVar("T")
 
-# What a worker does to a shard, in that order, and what the driver does with the result.
+# What a worker does to a shard, in that order, and what the driver does with the result. What is
+# told of reading is how long decoding waited for it: files are read ahead by threads of their own.
 READ, DECODE, ENCODE, TEXT, WRITE, COMMIT = "read", "decode", "encode", "text", "write", "commit"
 _ON_ACTORS = (ENCODE, TEXT, WRITE)
 
@@ -30,6 +31,7 @@ class Throughput:
 
     def __init__(self) -> None:
         self.kinds: dict[str, Work] = {}
+        self.shards = 0  # that there were for the workers
 
     @contextmanager
     def timed(self, kind: str, items: int, size: int = 0) -> Iterator[None]:
@@ -62,7 +64,7 @@ class Throughput:
 
         Args:
             seconds: that all of it took by the clock.
-            workers: that were there.
+            workers: that were there, who are no more than there were shards.
             decoding: whether they decode what they encode.
         """
         kinds = (*_ON_ACTORS, *((READ, DECODE) if decoding else ()))
@@ -86,9 +88,10 @@ class Throughput:
         rows: list[list[Cell]] = []
         for kind in sorted(self.kinds, key=(READ, DECODE, ENCODE, TEXT, WRITE, COMMIT).index):
             work, seconds = self.kinds[kind], max(self.kinds[kind].seconds, 1e-9)
+            name = "wait to read" if kind == READ else kind
             size = f"{work.bytes / seconds / 1e6:,.1f}" if work.bytes else ""
             share = f"{100 * work.seconds / total:.0f} %"
-            rows.append([kind, work.items, f"{work.items / seconds:,.1f}", size, share])
+            rows.append([name, work.items, f"{work.items / seconds:,.1f}", size, share])
         columns = ("stage", "items", "per second", "MB per second", "of the work")
         print_table("throughput of one worker", columns, rows)
         print(f"[encode] workers waited {100 * waiting:.0f} % of their time", flush=True)

@@ -73,14 +73,20 @@ class EncodeMedia:
         """Encode one shard; the result row lists the files written."""
         throughput = Throughput()
         throughput.add(row["work"])
-        with throughput.timed(ENCODE, len(json.loads(row["items"]))):
-            samples, rejects = self.rows(row)
+        samples, rejects = self.rows(row, throughput)
         return written(self.store, row["shard"], throughput, samples=samples, rejects=rejects)
 
-    def rows(self, row: Row) -> tuple[list[Row], list[Row]]:
-        """The rows of samples and of rejects that a decoded shard makes."""
+    def rows(self, row: Row, throughput: Throughput | None = None) -> tuple[list[Row], list[Row]]:
+        """The rows of samples and of rejects that a decoded shard makes; what could be decoded is
+        counted."""
         items: list[Item] = json.loads(row["items"])
         good = [item for item in items if "reason" not in item]
+        with (throughput or Throughput()).timed(ENCODE, len(good)):
+            self._encode_all(good, row)
+        samples = [self._sample(item, row["bucket"]) for item in items if "reason" not in item]
+        return samples, [reject_row(item) for item in items if "reason" in item]
+
+    def _encode_all(self, good: list[Item], row: Row) -> None:
         bucket = Bucket.parse(row["bucket"])
         size = (bucket.frames, bucket.height, bucket.width, 3)
         pixels = np.frombuffer(row["pixels"], np.uint8).reshape(len(good), *size)
@@ -88,8 +94,6 @@ class EncodeMedia:
         for start in range(0, len(good), at_once):
             stop = start + at_once
             self._encode(good[start:stop], pixels[start:stop])
-        samples = [self._sample(item, row["bucket"]) for item in items if "reason" not in item]
-        return samples, [reject_row(item) for item in items if "reason" in item]
 
     def at_once(self, bucket: Bucket) -> int:
         """Parts of a batch: as many as the job says, on a CPU no more than its caches have room
@@ -187,6 +191,7 @@ class EncodeTexts:
     def __call__(self, row: Row) -> Row:
         """Embed one shard; the result row lists the file written."""
         captions, throughput = json.loads(row["items"]), Throughput()
+        self._encoder(row["encoder"])  # loads it, which is no embedding
         with throughput.timed(TEXT, len(captions)):
             texts = self.rows(row["encoder"], captions)
         return written(self.store, row["shard"], throughput, texts=texts)
@@ -221,7 +226,7 @@ class EncodeTexts:
                 "pooled": None if pooled is None else encode_embedding(pooled[None], dtype),
                 "pooled_size": None if pooled is None else pooled.numel(),
                 "dtype": dtype,
-                "encoder_digest": stored_as(encoder.digest, self.job.text_dtype),
+                "encoder_digest": stored_as(encoder.digest, dtype),
                 "relative_error": error,
             }
         except BadMedia as bad:
@@ -238,14 +243,20 @@ def reject_row(item: Item) -> Row:
     return {**about, **{name: item[name] for name in names}}
 
 
-def written(store: LatentStore, shard: str, throughput: Throughput, **tables: list[Row]) -> Row:
+def written(
+    store: LatentStore,
+    shard: str,
+    throughput: Throughput,
+    kind: str = WRITE,
+    **tables: list[Row],
+) -> Row:
     """Write a file for every table that has rows of this shard; the result for the driver, which is
-    small, whatever the shard's size."""
+    small, whatever the shard's size. What the driver itself writes is of another kind."""
     parts = []
     for name, rows in tables.items():
         if rows:
             table = table_of(name, rows, shard)
-            with throughput.timed(WRITE, len(rows), table.nbytes):
+            with throughput.timed(kind, len(rows), table.nbytes):
                 parts.append(store.write_part(name, table, shard))
     told = json.dumps([asdict(part) for part in parts])
     return {"shard": shard, "parts": told, "work": throughput.tell()}

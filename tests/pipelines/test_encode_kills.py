@@ -21,7 +21,9 @@ from PIL import Image
 from test_encode_media import project, saved, tiny_kl
 from tiny_runs import encode_here
 
+from ldm_core.autoencoders.autoencoder import autoencoder_facts
 from ldm_core.latents.store import LatentStore
+from ldm_core.latents.verify import verify
 from pipelines.recipes.schema import Recipe
 
 KILLS, PICTURES, SHARD = 21, 1600, 4
@@ -117,7 +119,7 @@ def recipe(tmp_path: Path) -> Recipe:
         Image.fromarray(pixels).save(tmp_path / "data" / name)
     for name in names[::40]:
         (tmp_path / "data" / name).write_bytes(b"broken")
-    write_captions(tmp_path / "data", {name: f"picture {k % 7}" for k, name in enumerate(names)})
+    write_captions(tmp_path / "data", {name: f"picture {k % 397}" for k, name in enumerate(names)})
     source = saved(tiny_kl(), tmp_path / "kl")
     settings = {"max_aspect": 1, "upscale": True, "shard_size": SHARD}
     return project(tmp_path, 16, source, **settings)
@@ -145,6 +147,8 @@ def test_twenty_kills_change_nothing(recipe, tmp_path):
     version = store.open_version()
     ids = [*version.table("samples")["id"].to_pylist(), *version.table("rejects")["id"].to_pylist()]
     assert len(ids) == len(set(ids)) == PICTURES
+    checks = verify(version, autoencoder_facts(recipe.autoencoder.source))
+    assert [check for check in checks if check.failed] == []
     text = recipe.text.model_copy(update={"t5": recipe.t5_uri, "clip": recipe.clip_uri})
     calm = recipe.model_copy(update={"root": str(tmp_path / "calm"), "text": text})
     record = encode_here(calm)

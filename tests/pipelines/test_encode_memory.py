@@ -112,4 +112,6 @@ def test_ten_times_the_object_store_takes_no_more_memory_than_half_of_it(tmp_pat
     print(f"MiB for {COUNT // 24} pictures {small}")
     print(f"MiB for {COUNT} pictures {large}")
     assert LatentStore(recipe.product("latents")).open_version().manifest.counts["samples"] == COUNT
-    assert max(large.values()) - max(small.values()) < PIXELS / 2**20 / 8
+    largest = max(small.values())  # for a process that was too short-lived to be seen there
+    grown = {name: most - small.get(name, largest) for name, most in large.items()}
+    assert {name: more for name, more in grown.items() if more >= PIXELS / 2**20 / 8} == {}

@@ -1,8 +1,24 @@
 """What is told of an encode's speed adds up."""
 
-import pytest
+from pathlib import Path
 
-from pipelines.encode_throughput import COMMIT, DECODE, ENCODE, READ, Throughput, Work
+import pytest
+from picture_folder import picture, write_captions
+from test_encode_media import project
+from tiny_runs import encode_here
+
+from pipelines.encode_throughput import (
+    COMMIT,
+    DECODE,
+    ENCODE,
+    READ,
+    TEXT,
+    WRITE,
+    Throughput,
+    Work,
+)
+from pipelines.recipes.sections import Workers
+from pipelines.tracking import Run
 
 
 def told(**kinds: tuple[int, int, float]) -> str:
@@ -58,3 +74,32 @@ def test_the_table_has_a_line_for_each_stage(capsys):
     assert [line.split()[0] for line in lines[:3]] == [DECODE, ENCODE, COMMIT]
     assert lines[1].split() == ["encode", "8", "4.0", "50", "%"]
     assert lines[-1] == "[encode] workers waited 25 % of their time"
+
+
+def test_a_run_tells_its_figures(tmp_path: Path, monkeypatch):
+    """A file that the listing refuses, one that cannot be decoded, and four that are encoded."""
+    (tmp_path / "data").mkdir()
+    for k in range(4):
+        picture(k).save(tmp_path / "data" / f"{k}.png")
+    (tmp_path / "data" / "bad.png").write_bytes(b"no picture")
+    names = [*(f"{k}.png" for k in range(4)), "bad.png", "gone.png"]
+    write_captions(tmp_path / "data", dict.fromkeys(names, "x"))
+    logged, asked = {}, []
+    monkeypatch.setattr(Run, "metrics", lambda _, told, *rest: logged.update(told))
+    waiting = Throughput.waiting
+
+    def watched(self, seconds: float, workers: int, decoding: bool) -> float:
+        asked.append((workers, {kind: work.items for kind, work in self.kinds.items()}))
+        return waiting(self, seconds, workers, decoding)
+
+    monkeypatch.setattr(Throughput, "waiting", watched)
+    recipe = project(tmp_path, 16, max_aspect=1, upscale=True, workers=Workers(count=64))
+    encode_here(recipe)
+    [(workers, items)] = asked
+    assert workers == 3  # as many as shards: one of pictures, one of each encoder's captions
+    assert (items[READ], items[DECODE], items[ENCODE]) == (5, 5, 4)
+    assert (items[TEXT], items[WRITE]) == (4, 5 + 4)
+    assert items[COMMIT] == 2 * 1 + 5 + 4  # what the driver writes, it commits as well
+    kinds = (READ, DECODE, ENCODE, TEXT, WRITE, COMMIT)
+    assert {f"throughput/{kind}_per_second" for kind in kinds} < logged.keys()
+    assert 0 <= logged["throughput/waiting_share"] <= 1
