@@ -4,7 +4,8 @@
 
 The same pictures (256 x 256 JPEG) and captions go, in one run and one after the other, through
   bare    the encoders on ready tensors, at the best of some batch sizes, for the clock on all
-          cores and for CPU time on one; decoding timed apart;
+          cores and for CPU time on one: in one process alone, and in as many at once as the job
+          has workers, since busy cores slow each other; decoding timed apart;
   job     `ldm encode` as it is, from its first import to the published version, on Ray;
   loop    a single process that decodes, encodes, pads and torch.saves item by item, with as many
           threads as there are cores and in float32, whatever --precision says of the others.
@@ -20,7 +21,9 @@ default all of it takes three to four minutes on two cores.
 import argparse
 import io
 import json
+import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -37,7 +40,7 @@ from diffusers import AutoencoderKL
 from PIL import Image, ImageFilter
 
 from ldm_core.autoencoders.autoencoder import load_autoencoder
-from ldm_core.latents.codec import encode_embedding
+from ldm_core.latents.codec import measured_embedding
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.decode import decode_image
 from ldm_core.media.pixels import to_pixels
@@ -117,6 +120,7 @@ def run_job(recipe: Recipe) -> tuple[float, float]:
         "encode(Recipe.model_validate_json(sys.argv[1]), Options())"
     )
     start, used, names, done = time.perf_counter(), {}, {}, threading.Event()
+    before = _buried()
     job = subprocess.Popen([sys.executable, "-c", script, recipe.model_dump_json()])
 
     def watch() -> None:
@@ -138,7 +142,15 @@ def run_job(recipe: Recipe) -> tuple[float, float]:
         by_name[names[pid]] += cpu
     told = ", ".join(f"{name} {cpu:.0f}" for name, cpu in by_name.most_common())
     print(f"CPU seconds of the job's processes: {told}", flush=True)
-    return seconds, sum(used.values())
+    # what the watcher saw last lacks a process's last moments; what the kernel counts lacks those
+    # that outlive their parents, as Ray's do
+    return seconds, max(sum(used.values()), _buried() - before)
+
+
+def _buried() -> float:
+    """CPU seconds of this process's children that have ended, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _children(root: psutil.Process) -> list[psutil.Process]:
@@ -168,27 +180,56 @@ def _cpu(process: psutil.Process) -> float:
         return 0.0
 
 
-def bare(recipe: Recipe, captions: list[str], pixels: torch.Tensor, count: int) -> tuple:
-    """Seconds a picture (wall, CPU) of the encoders alone at their best batch size."""
-    dtype = torch.bfloat16 if recipe.encode.precision == "bf16" else torch.float32
-    autoencoder = load_autoencoder(recipe.autoencoder_uri, channels_last=True, dtype=dtype)
-    texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
+class Bare:
+    """The encoders alone, on tensors that are ready."""
 
-    def work(batch: int, count: int) -> None:
+    def __init__(self, recipe: Recipe, captions: list[str], pixels: torch.Tensor) -> None:
+        dtype = torch.bfloat16 if recipe.encode.precision == "bf16" else torch.float32
+        uri = recipe.autoencoder_uri
+        self.autoencoder = load_autoencoder(uri, channels_last=True, dtype=dtype)
+        self.texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
+        self.captions, self.pixels = captions, pixels
+
+    def work(self, batch: int, count: int) -> None:
         for start in range(0, count, batch):
-            autoencoder.encode(pixels[start : start + batch])
-            for encoder in texts:
-                encoder.encode(captions[start : start + batch])
+            self.autoencoder.encode(self.pixels[start : start + batch])
+            for encoder in self.texts:
+                encoder.encode(self.captions[start : start + batch])
 
-    def best(threads: int, clock: int) -> float:
+    def best(self, threads: int, clock: int) -> tuple[int, float]:
+        """The best batch size, and its seconds a picture by one of the clocks of `timed`."""
         torch.set_num_threads(threads)
-        work(2, 2)
-        tried = {b: timed(lambda b=b: work(b, BATCHES[-1]))[clock] for b in BATCHES}
+        self.work(2, 2)
+        tried = {b: timed(lambda b=b: self.work(b, BATCHES[-1]))[clock] for b in BATCHES}
         batch = min(tried, key=lambda one: tried[one])
         print(f"bare, {threads} threads: best batch {batch} of {list(tried)}", flush=True)
-        return timed(lambda: work(batch, count))[clock] / count
+        count = len(self.pixels)
+        return batch, timed(lambda: self.work(batch, count))[clock] / count
 
-    return best(os.cpu_count() or 1, clock=0), best(1, clock=1)
+
+def bare_beside(
+    recipe: Recipe, captions: list[str], pixels: torch.Tensor, batch: int, workers: int
+) -> float:
+    """CPU seconds a picture of the encoders in as many processes at once as the job has workers,
+    one thread each: busy cores share caches and memory, and slow each other."""
+    context = multiprocessing.get_context("spawn")
+    start, spent = context.Barrier(workers), context.SimpleQueue()
+    told = (recipe, captions, pixels.numpy(), batch, start, spent)
+    processes = [context.Process(target=_beside, args=told) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    seconds = [spent.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(seconds) / workers
+
+
+def _beside(recipe, captions, pixels, batch, start, spent) -> None:
+    torch.set_num_threads(1)
+    encoders = Bare(recipe, captions, torch.from_numpy(pixels))
+    encoders.work(batch, batch)
+    start.wait()
+    spent.put(timed(lambda: encoders.work(batch, len(pixels)))[1] / len(pixels))
 
 
 def decoding(folder: Path, count: int) -> float:
@@ -221,11 +262,18 @@ def loop(recipe: Recipe, captions: list[str], folder: Path, out: Path, count: in
 
 def print_bytes() -> None:
     """Of captions at T5-XXL's width, against rows padded to 256 tokens in 16 bits."""
-    lengths = np.random.default_rng(0).integers(20, 61, 500)
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(20, 61, (500,), generator=generator).tolist()
     padded = 2 * 4096 * 256 * len(lengths)
     for dtype in ("float16", "int8-b16"):
-        size = sum(len(encode_embedding(torch.randn(int(n), 4096), dtype)) for n in lengths)
-        print(f"bytes of {dtype} tokens over padded 16-bit ones: {size / padded:.3f}")
+        size, largest = 0, 0.0
+        for length in lengths:
+            tokens = torch.randn(length, 4096, generator=generator)
+            tokens[:, ::256] *= 50  # channels that stand out, as T5's do
+            data, error = measured_embedding(tokens, dtype)
+            size, largest = size + len(data), max(largest, error or 0.0)
+        told = f", relative error of a caption at most {largest:.2%}" if largest else ""
+        print(f"bytes of {dtype} tokens over padded 16-bit ones: {size / padded:.3f}{told}")
 
 
 def main() -> None:
@@ -253,21 +301,31 @@ def measure(args: argparse.Namespace, root: Path) -> None:
     assert store.manifest.counts["samples"] == args.pictures
     files = sorted((root / "pictures").glob("*.jpg"))[: args.bare]
     pixels = torch.stack([to_pixels(decode_image(file.read_bytes())) for file in files])
-    bare_wall, bare_cpu = bare(recipe, captions, pixels, args.bare)
+    encoders = Bare(recipe, captions, pixels)
+    _, bare_wall = encoders.best(os.cpu_count() or 1, clock=0)
+    batch, bare_cpu = encoders.best(1, clock=1)
+    beside_cpu = bare_beside(recipe, captions, pixels, batch, args.workers)
     decode_cpu = decoding(root / "pictures", args.bare)
     loop_wall = loop(recipe, captions, root / "pictures", root / "loop", args.bare)
-    own = bare_cpu + decode_cpu
     print(
         f"{args.pictures} pictures of {SIZE}, {args.workers} workers, {args.precision}, "
         f"torch {torch.__version__}"
     )
+    at_once = f"{args.workers} at once"
     for name, parts in {
-        "CPU": {"encoders": bare_cpu, "decoding": decode_cpu, "job": job_cpu},
+        "CPU": {
+            "encoders alone": bare_cpu,
+            f"encoders, {at_once}": beside_cpu,
+            "decoding": decode_cpu,
+            "job": job_cpu,
+        },
         "wall": {"encoders": bare_wall, "job": job_wall, "loop": loop_wall},
     }.items():
         told = ", ".join(f"{part} {1e3 * seconds:.1f}" for part, seconds in parts.items())
         print(f"{name} ms a picture: {told}")
-    print(f"efficiency by CPU time, (encoders + decoding) / job: {own / job_cpu:.2f}")
+    for how, cpu in {"one process alone": bare_cpu, at_once: beside_cpu}.items():
+        share = (cpu + decode_cpu) / job_cpu
+        print(f"efficiency by CPU time, (encoders, {how}, + decoding) / job: {share:.2f}")
     print(f"pictures a second, job / bare encoders: {bare_wall / job_wall:.2f}")
     print(f"pictures a second, job / loop: {loop_wall / job_wall:.2f}")
     if predicted:
