@@ -6,7 +6,7 @@ BIN := .venv/bin
 setup: .venv/.ready  ## the virtual environment, versions locked in infra/constraints.txt
 
 .venv/.ready: pyproject.toml infra/constraints.txt
-	$(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0 -c infra/constraints.txt
 	$(BIN)/pip install --quiet -e '.[pipelines,dev]' -c infra/constraints.txt
 	touch $@
