@@ -31,6 +31,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -213,23 +214,25 @@ def bare_beside(
     """CPU seconds a picture of the encoders in as many processes at once as the job has workers,
     one thread each: busy cores share caches and memory, and slow each other."""
     context = multiprocessing.get_context("spawn")
-    start, spent = context.Barrier(workers), context.SimpleQueue()
-    told = (recipe, captions, pixels.numpy(), batch, start, spent)
-    processes = [context.Process(target=_beside, args=told) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    seconds = [spent.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return sum(seconds) / workers
+    told = (recipe, captions, pixels.numpy(), batch)
+    with ProcessPoolExecutor(workers, context, _gather, (context.Barrier(workers),)) as pool:
+        tasks = [pool.submit(_beside, *told) for _ in range(workers)]
+        return sum(task.result() for task in tasks) / workers
 
 
-def _beside(recipe, captions, pixels, batch, start, spent) -> None:
+_GATHERED: list = []  # the barrier at which this process waits for the others
+
+
+def _gather(barrier: object) -> None:
+    _GATHERED.append(barrier)
+
+
+def _beside(recipe: Recipe, captions: list[str], pixels: np.ndarray, batch: int) -> float:
     torch.set_num_threads(1)
     encoders = Bare(recipe, captions, torch.from_numpy(pixels))
     encoders.work(batch, batch)
-    start.wait()
-    spent.put(timed(lambda: encoders.work(batch, len(pixels)))[1] / len(pixels))
+    _GATHERED[0].wait(timeout=300)  # so that a process that failed is told, and not waited for
+    return timed(lambda: encoders.work(batch, len(pixels)))[1] / len(pixels)
 
 
 def decoding(folder: Path, count: int) -> float:
