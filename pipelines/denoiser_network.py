@@ -7,7 +7,6 @@ import torch
 
 from ldm_core.backbones.dit import DiT
 from ldm_core.backbones.mmdit import MMDiT
-from ldm_core.model_export import initial_weights
 from ldm_core.reading.stream import StreamReader
 from ldm_core.training.averages import Averages
 from ldm_core.training.ema import Ema
@@ -76,6 +75,8 @@ def new_weights(recipe: Recipe, config: BackboneConfig) -> DiT | MMDiT:
     torch.manual_seed(recipe.seed)
     network = new_backbone(config)
     if recipe.train.initial:
+        from ldm_core.model_export import initial_weights  # here: diffusers takes seconds
+
         initial_weights(model_uri(recipe.train.initial)).load_into(network)
     return network
 

@@ -136,10 +136,7 @@ class Order:
 
     def _batches(self, epoch: int) -> np.ndarray:
         """Of each bucket in an epoch."""
-        counts = [
-            -(-self._samples(name, epoch) // self.batch_sizes[name])
-            for name in self.buckets
-        ]
+        counts = [-(-self._samples(name, epoch) // self.batch_sizes[name]) for name in self.buckets]
         return np.array(counts, np.int64)
 
     def _cut(self, epoch: int, bucket: str, lane: int) -> LaneWindows:

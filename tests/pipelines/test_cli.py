@@ -55,7 +55,10 @@ def test_no_words_print_the_commands_in_their_order(ldm):
         ),
         ("autoencoder --dry-run --set size=8", ("from 16 on, not 8", "--set size=16")),
         ("show image-s --set autoencoder.block_channels=[0,8,8]", ("block_channels.0 is 0",)),
-        ("train --set train.workers.count=5", ("train: batch_size 32", "count 5", "batch_size 35")),
+        (
+            "train --set train.workers.count=5",
+            ("train: micro_batches 2", "5 workers", "micro_batches 5"),
+        ),
         ("distill --set distill.batch_size=9", ("distill: batch_size 9", "count 2")),
         ("autoencoder --set autoencoder.workers.count=3", ("autoencoder: batch_size 8",)),
         (
