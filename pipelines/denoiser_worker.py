@@ -59,12 +59,12 @@ def denoiser_worker(data: TrainingData, config: dict[str, Job]) -> dict[str, Any
     job = config["job"]
     section = job.recipe.train
     _, world, device = job.place()
-    layout = layout_of(section, world)
+    layout = layout_for(section, world)
     with data.reader(section, job.recipe.seed) as reader:
         return DenoiserTraining(job, data, reader, layout, device).run()
 
 
-def layout_of(section: TrainSection, world: int) -> Layout:
+def layout_for(section: TrainSection, world: int) -> Layout:
     """The recipe's layout, of as many workers as there are: fewer if machines were lost.
 
     What cannot be copies of the recipe's shards becomes one copy in more or fewer shards, and
@@ -115,9 +115,10 @@ class DenoiserTraining:
             if due(done, every, steps):  # at the end too: writing the model may fail
                 self.resuming.save(done)
                 self.snapshots.save(done)
-            elif self.watch.says(done):
+            elif self.watch.says_save():
                 self.resuming.save(done)
-                self.resuming.wait()
+                if self.watch.warned:  # else it is written while training goes on
+                    self.resuming.wait()
         return self.finish()
 
     def steps(self, first: int) -> Iterator[int]:
@@ -213,6 +214,9 @@ class Watch:
     """Says when to save out of turn: a machine is about to go, or much time has passed.
 
     Workers ask together, every ten seconds of the slowest clock, and so answer alike.
+
+    Attributes:
+        warned: whether a machine was about to go when it was asked last.
     """
 
     def __init__(self, parallel: Parallel) -> None:
@@ -220,8 +224,8 @@ class Watch:
         self.asked = time.monotonic()
         self.warned = False
 
-    def says(self, done: int) -> bool:
-        """Whether to save after `done` steps."""
+    def says_save(self) -> bool:
+        """Whether to save now."""
         if not self.parallel.most(int(time.monotonic() - self.asked > ASK_S)):
             return False
         self.asked = time.monotonic()
