@@ -34,7 +34,7 @@ def batch_of(
         # exp of -inf is 0: a sample's draw must not depend on whether its neighbours have spread
         spread = threshold(logvars, _NO_SPREAD, -math.inf).mul_(0.5).exp_()
         noise = posterior_noise(seed, window.turns[rows], keys, tuple(latents.shape[1:]))
-        latents.add_(noise.mul_(spread))
+        latents.addcmul_(noise, spread)
     channel = (-1, *(1 for _ in latents.shape[2:]))
     which = window.text[rows]
     return LatentBatch(

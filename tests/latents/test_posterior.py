@@ -41,22 +41,23 @@ def test_seeds_epochs_and_samples_differ():
 
 
 def test_the_words_are_those_of_numpys_philox():
-    found = posterior._uniform(7, torch.tensor([2]), torch.tensor([11]), 3)
+    found = posterior._levels(7, torch.tensor([2]), torch.tensor([11]), 11)
     digest = hashlib.blake2b(b"7\0posterior", digest_size=16).digest()
     source = np.random.Philox(key=int.from_bytes(digest, "little"), counter=[0, 2, 11, 0])
-    words = source.random_raw(3).view("<i4").astype(np.float64)
-    np.testing.assert_allclose(found[0].numpy(), words / 2**32 + 0.5, rtol=1e-6)
+    words = [int(word) for word in source.random_raw(3)]
+    assert (
+        found[0].tolist()
+        == [word >> bits & 0xFFFF for word in words for bits in range(0, 64, 16)][:11]
+    )
 
 
-def test_no_word_makes_an_infinity(monkeypatch):
-    class Extreme:
-        state = {"state": {"counter": np.zeros(4)}, "buffer_pos": 4}
-
-        def random_raw(self, count: int) -> np.ndarray:
-            ends = np.array([-(2**31), 2**31 - 1], "<i4")
-            return np.resize(ends, 2 * count).view(np.uint64)
-
-    monkeypatch.setattr(np.random, "Philox", lambda key: Extreme())
-    found = posterior_noise(0, EPOCHS[:2], IDS[:2], (64,))
-    assert torch.isfinite(found).all()
-    assert found.abs().max() < 7
+def test_the_levels_are_normal_to_float32():
+    """Symmetric, of variance 1; their moments and quantiles are those of the distribution."""
+    levels = posterior._QUANTILES.astype(np.float64)
+    assert np.array_equal(levels, -levels[::-1])
+    assert (np.diff(levels) > 0).all()
+    assert levels.var() == pytest.approx(1, abs=1e-6)
+    assert (levels**4).mean() == pytest.approx(3, rel=1e-3)
+    middles = (np.arange(len(levels)) + 0.5) / len(levels)
+    np.testing.assert_allclose(levels, stats.norm.ppf(middles), rtol=1e-4)
+    assert 4.3 < levels.max() < 4.4
