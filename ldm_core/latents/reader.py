@@ -152,7 +152,7 @@ class LatentReader:
         latents = self._latents[index].float()
         if self._spread:
             eps = posterior_noise(seed, torch.from_numpy(epochs), ids, self.shape)
-            latents += torch.exp(0.5 * self._logvars[index].float()) * eps
+            latents.addcmul_(eps, torch.exp(0.5 * self._logvars[index].float()))
         u = _per_epoch(uniform, seed, "caption", epochs, ids, ())
         texts = self._choices.pick(index, u)
         return LatentBatch(

@@ -191,10 +191,15 @@ def training_workers() -> list[Any]:
 
 
 def kill_a_worker_after(step: int, recipe: Recipe, seen: list[int]) -> None:
-    """Once there is a later checkpoint than `step`, SIGKILL one of this test's training workers."""
+    """Once there is a later checkpoint than `step`, SIGKILL one of this test's training workers.
+
+    They are looked for before: that takes longer than some steps.
+    """
+    wait_for(lambda: len(training_workers()) == recipe.train.workers.count)
+    last = training_workers()[-1]
     wait_for(lambda: checkpointed(recipe) > step)
+    last.send_signal(signal.SIGKILL)
     seen.append(checkpointed(recipe))
-    training_workers()[-1].send_signal(signal.SIGKILL)
 
 
 def kill_the_driver(recipe: Recipe) -> int:
