@@ -1,6 +1,6 @@
 """What the training loop costs beside its network's own work, and against a plain loop.
 
-    make bench-train [ARGS="--seconds 60"]
+    make bench-train [ARGS="--seconds 60 --compile"]
 
 On one store of latents 3 x 16 x 16 and captions of 8 to 40 tokens, in one process, on all cores and
 in one dtype. The three take turns of some steps, so that a noisy machine is noisy for all of them:
@@ -39,15 +39,16 @@ SHAPE, TOKENS = (3, 16, 16), 128
 
 
 def our_training(
-    version: StoreVersion, folder: str, width: int, depth: int, batch: int, precision: str
+    version: StoreVersion, folder: str, size: tuple[int, int, int], precision: str, compile: bool
 ) -> tuple[DenoiserTraining, TrainingData]:
     """The demo's recipe, of one worker; it tells nobody anything."""
+    width, depth, batch = size
     recipe = RECIPES["image-s"]()
     section = recipe.train.model_copy(
         update={
             "width": width, "depth": depth, "heads": width // 24, "batch_size": batch,
             "micro_batches": 1, "workers": Workers(count=1), "steps": 10**6,
-            "checkpoint_every": 10**6, "sample_every": 10**6, "log_every": 20,
+            "checkpoint_every": 10**6, "sample_every": 10**6, "log_every": 20, "compile": compile,
         }
     )  # fmt: skip
     recipe = recipe.model_copy(update={"train": section, "root": folder, "precision": precision})
@@ -192,9 +193,8 @@ def measure(args: argparse.Namespace, root: Path) -> None:
     """Print the ratios."""
     version = make_store(str(root / "latents"), SHAPE, args.samples, -1.0)
     for width, depth, batch in ((96, 4, 32), (384, 6, 32)):
-        training, _ = our_training(
-            version, str(root / f"run-{width}"), width, depth, batch, args.precision
-        )
+        size, place = (width, depth, batch), str(root / f"run-{width}")
+        training, _ = our_training(version, place, size, args.precision, args.compile)
         parameters = sum(p.numel() for p in training.network.parameters())
         dtype = compute_dtype(CPU, args.precision)
         folder = save_padded(training, root / f"saved-{width}", min(args.samples, 2048))
@@ -206,7 +206,8 @@ def measure(args: argparse.Namespace, root: Path) -> None:
         wait = training.figures.meter.read()["data_wait_share"]
         print(
             f"\nwidth {width}, {parameters / 1e6:.2f}M parameters (PixArt {theirs / 1e6:.2f}M), "
-            f"batches of {batch}, {dtype}, {torch.get_num_threads()} threads"
+            f"batches of {batch}, {dtype}{', compiled' * args.compile}, "
+            f"{torch.get_num_threads()} threads"
         )
         told = ", ".join(f"{name} {1e3 * each:.1f}" for name, each in seconds.items())
         print(f"ms a step: {told}")
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=60, help="of each size")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true", help="our blocks, of ours and bare")
     with tempfile.TemporaryDirectory() as folder:
         measure(parser.parse_args(), Path(folder))
 
