@@ -31,6 +31,7 @@ from ldm_core.files import (
 
 FORMAT: Final = 3  # 3: layer norm in the transformer; 2: its convolutions
 WEIGHTS = "model.safetensors"
+_ADDED = {"frame_pairs": 0, "qk_norm": True}  # later, to DiTs: with these one is what it was
 
 
 def _kind(backbone: Any) -> str:
@@ -176,8 +177,10 @@ def read_config(uri: str) -> ModelConfig:
 def model_digest(config: ModelConfig, weights: bytes) -> str:
     """16 hex digits over weights and configuration; where the model lies does not count."""
     meaning = config.model_dump(mode="json", exclude={"lineage"})
-    if meaning["backbone"].get("frame_pairs") == 0:  # added later: of pictures, it is what it was
-        del meaning["backbone"]["frame_pairs"]
+    if isinstance(config.backbone, DiTConfig):
+        for name, former in _ADDED.items():
+            if meaning["backbone"][name] == former:
+                del meaning["backbone"][name]
     for name in ("autoencoder", "t5", "clip"):
         meaning[name] = meaning[name]["digest"]
     text = json.dumps(meaning, sort_keys=True) + hashlib.sha256(weights).hexdigest()

@@ -137,6 +137,7 @@ def _dit(
         text_width=text_width,
         pooled_width=pooled_width,
         text_depth=section.text_depth,
+        qk_norm=section.qk_norm,
         frame_pairs=2 * max(1, pairs // 8) if videos else 0,
     )
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_project import SIZE, WIDTH, model_config, text_references, tiny_project
+from tiny_project import IDENTITY, SIZE, WIDTH, model_config, text_references, tiny_project
 
 from ldm_core.backbones.dit import DiT
 from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
 from ldm_core.errors import UserError
 from ldm_core.generation import PictureGenerator, PictureRequest
-from ldm_core.model_directory import load_model, save_model
+from ldm_core.model_directory import load_model, model_digest, save_model
 
 SMALL = MMDiTConfig(
     in_channels=3, patch_size=2, width=16, depth=2, heads=2, text_width=WIDTH, pooled_width=WIDTH,
@@ -50,11 +50,19 @@ def test_a_directory_from_before_there_were_videos_and_kinds(tmp_path):
     uri = tiny_project(tmp_path)
     digest = load_model(uri)[2]
     stored = json.loads(Path(uri, "config.json").read_text())
-    del stored["backbone"]["frame_pairs"]
+    del stored["backbone"]["frame_pairs"], stored["backbone"]["qk_norm"]
     Path(uri, "config.json").write_text(json.dumps(stored))
     config, network, same = load_model(uri)
     assert isinstance(network, DiT)
-    assert (config.backbone.frame_pairs, same) == (0, digest)
+    assert (config.backbone.frame_pairs, config.backbone.qk_norm, same) == (0, True, digest)
+
+
+def test_digests_are_those_of_the_program_before_fields_were_added():
+    """The first was told by the program that had no `qk_norm` in a DiT."""
+    config = model_config({"t5": IDENTITY, "clip": IDENTITY})
+    plain = config.backbone.model_copy(update={"qk_norm": False})
+    assert model_digest(config, b"") == "f87479be2d7177b4"
+    assert model_digest(config.model_copy(update={"backbone": plain}), b"") != "f87479be2d7177b4"
 
 
 @pytest.mark.parametrize(("field", "value"), [("width", 15), ("heads", "many"), ("detph", 3)])

@@ -52,6 +52,7 @@ class DiTConfig(BaseModel):
         text_width: channels of a caption token.
         pooled_width: channels of the pooled caption vector.
         text_depth: blocks that refine the caption.
+        qk_norm: whether queries and keys are normalised, of picture and caption.
         frame_pairs: pairs of a head's channels that turn with the frame, an even number; 0 is a
             network of pictures.
         flow_map: whether it takes a second time r and predicts the average velocity over [r, t].
@@ -69,6 +70,7 @@ class DiTConfig(BaseModel):
     text_width: PositiveInt
     pooled_width: PositiveInt
     text_depth: NonNegativeInt = 2
+    qk_norm: bool = True
     frame_pairs: NonNegativeInt = 0
     flow_map: bool = False
 
@@ -101,7 +103,7 @@ class Block(nn.Module):
         super().__init__()
         self.neighbours = GridConvolution(config.width)
         self.attention_norm = nn.LayerNorm(config.width, elementwise_affine=False)
-        self.attention = Attention(config.width, config.heads)
+        self.attention = Attention(config.width, config.heads, config.qk_norm)
         self.mlp_norm = nn.LayerNorm(config.width, elementwise_affine=False)
         self.mlp = SwiGLU(config.width, config.hidden)
         self.modulation = nn.Linear(config.width, 6 * config.width)
@@ -130,7 +132,7 @@ class TextBlock(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.width, bias=False)
-        self.attention = Attention(config.width, config.heads)
+        self.attention = Attention(config.width, config.heads, config.qk_norm)
         self.mlp_norm = nn.LayerNorm(config.width, bias=False)
         self.mlp = SwiGLU(config.width, config.hidden)
 

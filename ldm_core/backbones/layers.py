@@ -29,9 +29,10 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalised queries and keys (Henry et al. 2020).
+    """Multi-head attention, by default with normalised queries and keys (Henry et al. 2020).
 
     The norm is a layer norm with a scale and no shift, which torch has as one kernel on any device.
+    Without `qk_norm` there is neither norm nor scale.
 
     Attributes:
         context: the workers that the tokens of `x` are dealt out to, if any.
@@ -39,13 +40,13 @@ class Attention(nn.Module):
 
     context: Context = ALONE
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = True) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.norm = nn.LayerNorm(width // heads, elementwise_affine=False)
         # of queries, then of keys; one-dimensional, so neither decayed nor orthogonalised
-        self.scale = nn.Parameter(torch.ones(2 * (width // heads)))
+        self.scale = nn.Parameter(torch.ones(2 * (width // heads))) if qk_norm else None
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
@@ -68,9 +69,10 @@ class Attention(nn.Module):
         Returns:
             (B, N, D).
         """
-        scale = self.scale.view(2, 1, 1, 1, -1)
+        scale = None if self.scale is None else self.scale.view(2, 1, 1, 1, -1)
         qk, (v,) = self._heads(self.qkv(x)).split([2, 1])
-        qk = self.norm(qk) * scale  # both at once: (2, B, H, N, K)
+        if scale is not None:
+            qk = self.norm(qk) * scale  # both at once: (2, B, H, N, K)
         qk = (qk if table is None else rotate(qk, table)).to(v.dtype)
         if self.context.size > 1:  # a share of the tokens -> a share of the heads
             qk, v = self.context.swap(torch.cat([qk, v[None]]), split=2, join=3).split([2, 1])
@@ -79,7 +81,8 @@ class Attention(nn.Module):
         if memory is not None:
             weight = self.qkv.weight[x.shape[-1] :]  # without the queries' rows
             memory_k, memory_v = self._heads(F.linear(memory, weight))
-            memory_k = (self.norm(memory_k) * scale[1]).to(v.dtype)
+            if scale is not None:
+                memory_k = (self.norm(memory_k) * scale[1]).to(v.dtype)
             memory_k, memory_v = (self.context.share(x, 1) for x in (memory_k, memory_v))
             k = torch.cat([memory_k, k], dim=2)  # (B, H, L + N, K)
             v = torch.cat([memory_v, v], dim=2)

@@ -13,6 +13,7 @@ SMALL = DiTConfig(
 )  # fmt: skip
 FLOW_MAP = SMALL.model_copy(update={"flow_map": True})
 VIDEO = SMALL.model_copy(update={"frame_pairs": 4})
+WITHOUT_NORM = SMALL.model_copy(update={"qk_norm": False})
 B = 4
 
 
@@ -102,9 +103,40 @@ def test_config_survives_json():
     assert DiTConfig.model_validate_json(FLOW_MAP.model_dump_json()) == FLOW_MAP
 
 
-def test_gradient_reaches_every_parameter():
-    network, (x_t, t, cond) = opened(FLOW_MAP), inputs()
-    network(x_t, t, cond, t / 2).square().sum().backward()
+def test_without_qk_norm_only_the_scales_are_gone():
+    normal, plain, (x_t, t, cond) = opened(SMALL), DiT(WITHOUT_NORM).double(), inputs()
+    weights = normal.state_dict()
+    scales = {name for name in weights if name.endswith("attention.scale")}
+    assert len(scales) == SMALL.depth + SMALL.text_depth
+    assert weights.keys() - plain.state_dict().keys() == scales
+    assert plain.state_dict().keys() <= weights.keys()
+    plain.load_state_dict({name: w for name, w in weights.items() if name not in scales})
+    assert (plain(x_t, t, cond) - normal(x_t, t, cond)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("config", [SMALL, WITHOUT_NORM], ids=["norm", "without"])
+def test_the_norm_takes_the_length_of_queries_out(config):
+    """Twice their weights are another picture only without it."""
+    network, (x_t, t, cond) = opened(config), inputs()
+    for block in network.blocks:
+        block.attention.norm.eps = 0.0
+    expected = network(x_t, t, cond)
+    for block in network.blocks:
+        block.attention.qkv.weight.data[: config.width] *= 2
+    moved = (network(x_t, t, cond) - expected).abs().max()
+    assert moved < 1e-12 if config.qk_norm else moved > 1e-3
+
+
+def test_what_was_written_before_qk_norm_was_a_choice_has_it():
+    written = SMALL.model_dump(exclude={"qk_norm"})
+    assert DiTConfig.model_validate(written) == SMALL
+    assert SMALL.qk_norm
+
+
+@pytest.mark.parametrize("config", [FLOW_MAP, WITHOUT_NORM], ids=["flow map", "without norm"])
+def test_gradient_reaches_every_parameter(config):
+    network, (x_t, t, cond) = opened(config), inputs()
+    network(x_t, t, cond, t / 2 if config.flow_map else None).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name

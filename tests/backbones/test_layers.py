@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -33,19 +34,25 @@ def layer_norm(x):
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
 
 
-def test_attention_is_its_formula():
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_attention_is_its_formula(qk_norm):
     """softmax(turned queries . [memory keys, turned keys] / sqrt K) values, with scaled norms."""
     torch.manual_seed(0)
-    attention = Attention(16, 2).double()
-    torch.nn.init.uniform_(attention.scale, 0.5, 2)
-    scale_q, scale_k = attention.scale.view(2, 8)
+    attention = Attention(16, 2, qk_norm).double()
+    if qk_norm:
+        torch.nn.init.uniform_(attention.scale, 0.5, 2)
+        scale_q, scale_k = attention.scale.view(2, 8)
+
+    def normal(x, which):
+        return layer_norm(x) * (scale_q, scale_k)[which] if qk_norm else x
+
     x, memory = torch.randn(3, 6, 16).double(), torch.randn(3, 4, 16).double()
     mask = torch.randn(3, 1, 1, 10).double()
     table = axial_rotary(2, 3, 8, CPU)
     q, k, v = attention.qkv(x).view(3, 6, 3, 2, 8).permute(2, 0, 3, 1, 4)  # (3, B, H, N, K)
     _, memory_k, memory_v = attention.qkv(memory).view(3, 4, 3, 2, 8).permute(2, 0, 3, 1, 4)
-    queries = rotate(layer_norm(q) * scale_q, table)
-    keys = torch.cat([layer_norm(memory_k) * scale_k, rotate(layer_norm(k) * scale_k, table)], 2)
+    queries = rotate(normal(q, 0), table)
+    keys = torch.cat([normal(memory_k, 1), rotate(normal(k, 1), table)], 2)
     weights = (queries @ keys.mT / 8**0.5 + mask).softmax(-1)
     heads = weights @ torch.cat([memory_v, v], 2)
     expected = attention.out(heads.transpose(1, 2).reshape(3, 6, 16))
