@@ -37,7 +37,7 @@ from ldm_core.training.shards import deal_out, held_bytes, whole, whole_weights
 from ldm_core.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-STEPS, BATCH = 20, 8
+STEPS, BATCH = 10, 8
 BAD = 13  # the sample that is not a number, where there is one; of steps 1 and 9
 Shares = Callable[[int, list[int], int], list[list[int]]]
 
@@ -219,24 +219,24 @@ ON_TWO = {
     "fsdp": Case(Layout(shard=2)),
     "ddp twice": Case(Layout(replicate=2), shares=partial(evenly, parts=2)),
     "fsdp twice, recomputed": Case(
-        Layout(shard=2), shares=partial(evenly, parts=2), recompute=recompute_all
+        Layout(shard=2), shares=partial(evenly, parts=2), recompute=recompute_all, steps=5
     ),
-    "ddp unevenly": Case(Layout(replicate=2), shares=unevenly, steps=10),
-    "fsdp unevenly": Case(Layout(shard=2), shares=unevenly, steps=10),
-    "ddp bad": Case(Layout(replicate=2), bad=BAD, steps=10),
-    "fsdp bad": Case(Layout(shard=2), bad=BAD, steps=10),
-    "fsdp adamw": Case(Layout(shard=2), muon=False, steps=10),
+    "ddp unevenly": Case(Layout(replicate=2), shares=unevenly, steps=5),
+    "fsdp unevenly": Case(Layout(shard=2), shares=unevenly, steps=5),
+    "ddp bad": Case(Layout(replicate=2), bad=BAD),
+    "fsdp bad": Case(Layout(shard=2), bad=BAD),
+    "fsdp adamw": Case(Layout(shard=2), muon=False, steps=5),
     "fsdp bf16": Case(Layout(shard=2), dtype=torch.bfloat16, steps=10),
     "context": Case(Layout(context=2)),
-    "context recomputed": Case(Layout(context=2), recompute=recompute_cheap, steps=5),
-    "context half frames": Case(Layout(context=2), frames=3, steps=10),
-    "context joint": Case(Layout(context=2), make=joint_mmdit, steps=10),
-    "context single": Case(Layout(context=2), make=video_mmdit, steps=10),
+    "context recomputed": Case(Layout(context=2), recompute=recompute_cheap, steps=3),
+    "context half frames": Case(Layout(context=2), frames=3, steps=5),
+    "context joint": Case(Layout(context=2), make=joint_mmdit, steps=5),
+    "context single": Case(Layout(context=2), make=video_mmdit, steps=5),
 }
 ON_FOUR = {
     "hsdp": Case(Layout(replicate=2, shard=2)),
-    "hsdp twice": Case(Layout(replicate=2, shard=2), shares=partial(evenly, parts=2), steps=10),
-    "shard context": Case(Layout(shard=2, context=2), steps=10),
+    "hsdp twice": Case(Layout(replicate=2, shard=2), shares=partial(evenly, parts=2), steps=5),
+    "shard context": Case(Layout(shard=2, context=2), steps=5),
     "replicate context": Case(Layout(replicate=2, context=2), steps=5),
     "fsdp four": Case(Layout(shard=4), steps=5),
 }

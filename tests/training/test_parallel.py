@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from child_processes import PROCESSES
 from muon_steps import normal, weights_of
 from muon_steps import train as muon_train
 from parallel_runs import (
@@ -26,11 +27,16 @@ from ldm_core.training.optimizers import Muon
 EXACT = [name for name in (*ON_TWO, *ON_FOUR) if "bf16" not in name]
 
 
+def start(worker, folder, world):
+    method = PROCESSES.get_start_method()
+    torch.multiprocessing.start_processes(worker, (str(folder),), world, start_method=method)
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """By worker, by case."""
     folder = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(be_one_of, (str(folder),), nprocs=4)
+    start(be_one_of, folder, 4)
     return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
 
 
@@ -61,7 +67,7 @@ def test_the_curve_is_that_of_one_process(outcomes, references, name):
 
 @pytest.mark.slow
 def test_compiled_curves_are_those_of_one_eager_process(tmp_path, references):
-    torch.multiprocessing.spawn(be_one_of_two_that_compile, (str(tmp_path),), nprocs=2)
+    start(be_one_of_two_that_compile, tmp_path, 2)
     outcomes = torch.load(tmp_path / "0.pt")
     for name, case in COMPILED.items():
         check_curve(outcomes[name], references(case))
