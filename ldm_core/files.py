@@ -31,15 +31,16 @@ def absolute(uri: str) -> str:
     return uri if is_remote(uri) else str(Path(uri.removeprefix("file://")).absolute())
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(uri: str, patience_s: float | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system and the path on it; listings are never cached.
 
-    That of S3 outlasts a server that is away for a minute.
+    That of S3 outlasts a server that is away for `patience_s`, by default a minute.
     """
     if uri.startswith(("s3://", "s3a://")):
         from ldm_core.patient_s3 import PatientS3  # here: s3fs takes half a second
 
-        return PatientS3(use_listings_cache=False), PatientS3._strip_protocol(uri)
+        fs = PatientS3(use_listings_cache=False, patience_s=patience_s)
+        return fs, PatientS3._strip_protocol(uri)
     options = {"use_listings_cache": False} if is_remote(uri) else {}
     return fsspec.core.url_to_fs(uri, **options)
 

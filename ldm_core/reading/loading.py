@@ -72,16 +72,28 @@ class Window:
 class Loader:
     """Reads parts of stores; any number of threads may ask.
 
+    Args:
+        indexes: of the stores.
+        seed: of the run.
+        text_bytes: of row groups of texts that are kept.
+        threads: that read.
+        patience_s: that an object store may be away.
+
     Attributes:
         texts: the row groups of texts that are kept.
     """
 
     def __init__(
-        self, indexes: Sequence[StoreIndex], seed: int, text_bytes: int, threads: int
+        self,
+        indexes: Sequence[StoreIndex],
+        seed: int,
+        text_bytes: int,
+        threads: int,
+        patience_s: float,
     ) -> None:
         self._indexes, self._seed = indexes, seed
-        self._samples = [TableFiles(index.samples.groups.uri) for index in indexes]
-        self._texts = [TableFiles(index.texts.groups.uri) for index in indexes]
+        self._samples = [TableFiles(each.samples.groups.uri, patience_s) for each in indexes]
+        self._texts = [TableFiles(each.texts.groups.uri, patience_s) for each in indexes]
         self.texts: ByteCache[TextGroup] = ByteCache(text_bytes)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="row-groups")
         self._windows = ThreadPoolExecutor(threads, thread_name_prefix="windows")

@@ -19,6 +19,9 @@ _GAP = 256 * 2**10  # bytes that are sooner read than asked for twice
 _TAIL = 64 * 2**10  # has the footer of a file of a few row groups
 _FOOTERS = 32 * 2**20  # bytes of footers kept
 
+# That a training waits for an object store: about as long as for one that is to take a checkpoint.
+PATIENCE_S = 400.0
+
 Range = tuple[int, int]
 
 
@@ -44,14 +47,18 @@ class Place:
 class TableFiles:
     """The Parquet files under a table's folder; any number of threads may read.
 
+    Args:
+        patience_s: that a request outlasts an object store that is away; a warning tells of it.
+            None is the file system's own patience, a minute.
+
     Attributes:
         uri: of the table's folder.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, patience_s: float | None = None) -> None:
         self.uri = uri
         self._remote = is_remote(uri)
-        self._fs, self._root = filesystem(uri)
+        self._fs, self._root = filesystem(uri, patience_s)
         self._footers: ByteCache[pq.FileMetaData] = ByteCache(_FOOTERS)
 
     def footer(self, path: str, size: int) -> pq.FileMetaData:

@@ -28,6 +28,7 @@ from ldm_core.reading.listing import Listing
 from ldm_core.reading.loading import Loader, Window
 from ldm_core.reading.mixture import Mixture
 from ldm_core.reading.order import Key, Order, Stretch, batch_sizes, window_samples
+from ldm_core.reading.row_groups import PATIENCE_S
 from ldm_core.reading.sources import (
     bytes_per_sample,
     check_alike,
@@ -74,6 +75,7 @@ class StreamReader:
         window_bytes: int = 256 * MIB,
         text_bytes: int = 1024 * MIB,
         threads: int = 4,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """Read stores.
 
@@ -88,6 +90,7 @@ class StreamReader:
             window_bytes: of a lane's windows, latents and texts; they decide the order, too.
             text_bytes: of decoded row groups of texts that are kept.
             threads: that read.
+            patience_s: that an object store may be away; a warning tells of it.
 
         Raises:
             UserError: a setting out of range, or stores of different encoders.
@@ -110,7 +113,7 @@ class StreamReader:
             torch.tensor(values, dtype=torch.float32)
             for values in (self.statistics.mean, self.statistics.std)
         )
-        self._loader = Loader(indexes, seed, text_bytes, threads)
+        self._loader = Loader(indexes, seed, text_bytes, threads, patience_s)
         self._listing = Listing(indexes, self.order, seed)
         self._held: defaultdict[tuple[int, str], Held] = defaultdict(Held)
 
@@ -176,7 +179,7 @@ class StreamReader:
 
         Raises:
             UserError: more workers than lanes, or rows that cannot be used.
-            OSError: the store cannot be reached.
+            OSError: the store cannot be reached for as long as the reader is patient.
         """
         return [
             self._batch(lane, slot)

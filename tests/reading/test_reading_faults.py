@@ -15,7 +15,9 @@ from ldm_core.errors import UserError
 from ldm_core.latents.store import StoreVersion
 from ldm_core.patient_s3 import PatientS3
 from ldm_core.reading.index import index_store
+from ldm_core.reading.row_groups import PATIENCE_S
 from ldm_core.reading.stream import StreamReader
+from ldm_core.training.checkpoint_patience import ATTEMPTS, FIRST_PAUSE_S, LONGEST_PAUSE_S
 from ldm_core.training.prefetch import prefetch
 
 COUNTS = {SQUARE: 40, WIDE: 16}
@@ -31,9 +33,9 @@ def proxy(s3: str, monkeypatch) -> Iterator[FaultyProxy]:
     PatientS3.clear_instance_cache()
 
 
-def reader_of(version: StoreVersion) -> StreamReader:
-    options = {"seed": 0, "lanes": 2, "budget": 64, "tokens": lambda _: 16}
-    return StreamReader([index_store(version)], **options)
+def reader_of(version: StoreVersion, **options) -> StreamReader:
+    settings = {"seed": 0, "lanes": 2, "budget": 64, "tokens": lambda _: 16}
+    return StreamReader([index_store(version)], **(settings | options))
 
 
 @pytest.mark.parametrize("fault", [fails(503), broken_off])
@@ -49,9 +51,26 @@ def test_a_store_that_is_away_costs_time_alone(s3, proxy, tmp_path, fault):
     assert proxy.counts[fault.__name__] == 4
 
 
-def test_what_is_away_for_good_is_an_error_and_no_more_once_it_is_back(s3, proxy, monkeypatch):
-    reader = reader_of(bucket_store(f"{s3}/gone", COUNTS))
-    monkeypatch.setattr(patient_s3, "PATIENCE_S", 0.1)
+def test_a_reader_outlasts_what_other_requests_do_not(s3, proxy, monkeypatch, caplog):
+    """A store that is gone for longer than a request's own patience, and what is said of it."""
+    version = bucket_store(f"{s3}/long-gone", COUNTS)
+    monkeypatch.setattr(patient_s3, "PATIENCE_S", 0.05)
+    with reader_of(version, patience_s=60.0) as reader, caplog.at_level("WARNING", "ldm_core"):
+        proxy.rule(to("GET", "/samples/"), proxy.gone(1.5), times=1)
+        assert [len(batch) for batch in reader.batches(0)] == [4, 4]
+    assert proxy.counts["gone"] == 1
+    assert "S3 does not answer" in caplog.text
+    assert "trying on for 60 s" in caplog.text
+
+
+def test_a_training_is_as_patient_as_its_checkpoints():
+    """Each of a checkpoint's attempts has a request's patience, and there are pauses between."""
+    pauses = sum(min(FIRST_PAUSE_S * 2**k, LONGEST_PAUSE_S) for k in range(ATTEMPTS - 1))
+    assert pytest.approx(PATIENCE_S, rel=0.05) == ATTEMPTS * patient_s3.PATIENCE_S + pauses
+
+
+def test_what_is_away_for_good_is_an_error_and_no_more_once_it_is_back(s3, proxy):
+    reader = reader_of(bucket_store(f"{s3}/gone", COUNTS), patience_s=0.1)
     proxy.rule(to("GET", "/samples/"), fails(503))
     with pytest.raises(OSError, match="S3 did not answer"):
         reader.batches(0)
