@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ldm_core.autoencoders.autoencoder import IdentityAutoencoder, autoencoder_digest
 from ldm_core.errors import UserError
+from ldm_core.files import local_copy
+from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.store import StoreVersion
 from pipelines.backbones import LatentSpace, declared_space, stored_space
 from pipelines.recipes.schema import Recipe
@@ -23,10 +26,12 @@ def check_training(
 
     Raises:
         UserError: a store holds other sizes or videos of another kind than the transformer takes;
-            further stores or the initial model have other encoders, or that has another shape.
+            further stores or the initial model have other encoders, or that has another shape;
+            the autoencoder that made the latents is gone, or another one by now.
     """
     check_buckets(recipe, version)
     check_named_once([version, *mix])
+    check_autoencoder(version)
     for other in mix:
         check_same_encoders(version, other)
     plan = plan_training(recipe, mixed_space([version, *mix]))
@@ -50,6 +55,37 @@ def check_buckets(recipe: Recipe, version: StoreVersion) -> None:
             f"pictures of {', '.join(held)} (height x width x frames): run "
             "`ldm encode` at this size, or set size to the store's"
         )
+
+
+def check_autoencoder(version: StoreVersion) -> None:
+    """Refuse latents that nothing decodes: validation and whoever samples load the autoencoder.
+
+    Its weights are read, but not loaded.
+
+    Raises:
+        UserError: where the store says it is there is another one, or none.
+    """
+    entry, store = version.manifest.autoencoder, version.store.uri
+    remedy = f"put the former one back, or run `ldm encode` again to make {store} anew"
+    try:
+        found = _digest_at(entry)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{store} version {version.number} was encoded by the autoencoder {entry.digest} at "
+            f"{entry.uri}, where there is none now ({error}): {remedy}"
+        ) from error
+    if found != entry.digest:
+        raise UserError(
+            f"{store} version {version.number} was encoded by the autoencoder {entry.digest}, but "
+            f"{entry.uri} now holds {found}: {remedy}"
+        )
+
+
+def _digest_at(entry: EncoderEntry) -> str:
+    if entry.uri == "identity":
+        return IdentityAutoencoder.digest
+    with local_copy(entry.uri) as folder:
+        return autoencoder_digest(folder)
 
 
 def check_named_once(versions: Sequence[StoreVersion]) -> None:

@@ -20,7 +20,7 @@ from ldm_core.latents.schema import (
 )
 from ldm_core.latents.store import LatentStore, StoreVersion
 
-AUTOENCODER = EncoderEntry(name="autoencoder", uri="identity", digest="a")
+AUTOENCODER = EncoderEntry(name="autoencoder", uri="identity", digest="identity")
 T5 = EncoderEntry(name="t5", uri="t5", digest="t")
 CLIP = EncoderEntry(name="clip", uri="clip", digest="c")
 

@@ -169,7 +169,7 @@ def test_stores_of_other_encoders_are_not_mixed(ldm, tmp_path, dry):
     assert ldm("train", *words, "--dry-run").stdout.endswith("train: would run\n")
     entry = other.manifest.autoencoder.model_copy(update={"digest": "b"})
     LatentStore(other.store.uri).publish(other.manifest.model_copy(update={"autoencoder": entry}))
-    assert_mistake(ldm("train", *words, *dry), "autoencoder a", "autoencoder b", "train.mix")
+    assert_mistake(ldm("train", *words, *dry), "autoencoder identity", "autoencoder b", "train.mix")
     earlier = json.dumps([{"uri": "other", "version": 3}])
     assert_mistake(ldm("train", *WORDS, "--set", f"train.mix={earlier}", *dry), "no version 3")
 
@@ -201,7 +201,7 @@ def test_a_model_to_start_from(ldm, tmp_path):
     other = Reference(uri="identity", digest="0123")
     at = initial_model(tmp_path / "q", version, autoencoder=other)
     result = ldm("train", *WORDS, "--set", f"train.initial={at}", "--dry-run")
-    assert_mistake(result, "trained with autoencoder 0123", "the store's is a")
+    assert_mistake(result, "trained with autoencoder 0123", "the store's is identity")
     gone = ldm("train", *WORDS, "--set", "train.initial=nowhere", "--dry-run")
     assert_mistake(gone, "no model at", "nowhere")
 
