@@ -43,6 +43,10 @@ class Progress:
             self._said = first
             print(f"[{self.stage}] goes on from {first} of {self.total} {self.unit}", flush=True)
 
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        print(f"[{self.stage}] {line}", flush=True)
+
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` units are finished; `note` is a short text such as the loss."""
         if done == self._last:

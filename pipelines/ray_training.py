@@ -4,39 +4,42 @@ A worker function gets a `Job`; whatever it needs to go on after a kill is in th
 which `training_state.py` writes and finds.
 """
 
+import logging
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
 import ray
+import ray.exceptions
 import ray.train
 import torch
-from ray.train import (
-    ControllerError,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ldm_core.errors import UserError
 from ldm_core.files import absolute, join
+from pipelines.credentials import masked
 from pipelines.progress import Progress
 from pipelines.progress_board import ProgressBoard
 from pipelines.ray_runtime import check_room, start
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import Workers
+from pipelines.run_beside import told_beside
 from pipelines.stage import EARLIER_SECONDS, Context, checkpoint_place
 from pipelines.tracking import Run
+from pipelines.training_failures import CAUSE_LENGTH as CAUSE_LENGTH
+from pipelines.training_failures import Causes, Summary, supervised
 
-CAUSE_LENGTH = 500  # of a tag's value
 RESIZE_S = 1800.0  # workers join this often at most: with each, all begin at the last checkpoint
+FLUSH_S, FLUSH_FAILED_S = 60.0, 5.0  # that a worker waits at its end until the run is told
+UNTOLD = "untold"  # in a worker's summary: what the driver is to tell the run
+
+WorkerFunction = Callable[[dict[str, "Job"]], Summary]
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,26 @@ class Job:
         self.run.metrics(figures, done)
         self.board.post.remote(done, note)
 
+    def warn(self, line: str, kind: str = "") -> None:
+        """Tell the user: what workers print is in their logs alone.
+
+        Args:
+            line: whatever it is.
+            kind: lines of one kind are shown once a minute, however many workers have them.
+        """
+        print(line, flush=True)
+        self.board.warn.remote(kind or line, line)
+
 
 def fit(
     context: Context,
-    worker: Callable[[dict[str, Job]], dict[str, Any]],
+    worker: WorkerFunction,
     workers: Workers,
     steps: int,
     max_failures: int,
     least: int | None = None,
     gpus_beside: float = 0.0,
-) -> dict[str, Any]:
+) -> Summary:
     """Run `worker` on every worker to the end and return what the first one returned.
 
     And `earlier_seconds`, which earlier commands took for what this one went on from.
@@ -99,8 +112,10 @@ def fit(
     `least`, so many workers are enough to go on, and others join as they come. `gpus_beside` are
     those that others need meanwhile.
 
+    A worker's UserError ends it at once: what the user is to mend fails again every time.
+
     Raises:
-        UserError: raised by a worker, or the cause of a failure that the retries did not mend.
+        UserError: raised by a worker, or more workers are asked for than this machine has room for.
     """
     start(context.options.verbose)
     remedy = f"lower {context.stage}.workers.count, .cpus or .gpus"
@@ -108,7 +123,7 @@ def fit(
     gpus = needed * workers.gpus + gpus_beside
     check_room(context.stage, needed * workers.cpus, gpus, remedy)
     folder, name = checkpoint_place(context.recipe, context.product, context.digest)
-    board = ProgressBoard.remote()  # type: ignore[attr-defined]
+    board = _board_beside_the_driver()
     job = Job(
         context.recipe.located(),
         context.run,
@@ -120,44 +135,71 @@ def fit(
     )
     with context.progress(steps, "steps") as bar, _watching(board, bar):
         train = partial(_train, worker, job, max_failures, least)
-        summary = _supervised(train, job.run, max_failures)
+        summary = supervised(train, job.run, max_failures)
+    for entry in summary.pop(UNTOLD, []):  # its server was away at the very end
+        context.run.tell(entry)
     return {**summary, EARLIER_SECONDS: ray.get(board.earlier.remote())}
 
 
-def _train(
-    worker: Callable[[dict[str, Job]], dict[str, Any]],
-    job: Job,
-    max_failures: int,
-    least: int | None,
-) -> dict[str, Any]:
+def _board_beside_the_driver() -> Any:
+    """On the driver's machine, so that it is lost with no other."""
+    node = ray.get_runtime_context().get_node_id()
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    actor: Any = ProgressBoard
+    return actor.options(scheduling_strategy=here).remote()
+
+
+def _train(worker: WorkerFunction, job: Job, max_failures: int, least: int | None) -> Summary:
     """Ray Train, from the last checkpoint on; what it keeps for itself does not outlive it."""
     with tempfile.TemporaryDirectory(prefix="ldm-train-") as scratch:
         trainer = TorchTrainer(
-            cast(Any, worker),  # Ray's types know no worker that returns something
+            cast(Any, partial(_work, worker)),  # Ray's types know none that returns something
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if job.workers.gpus else "gloo"),
             scaling_config=_scaling(job.workers, least),
             run_config=RunConfig(
                 storage_path=scratch,
                 failure_config=FailureConfig(max_failures=max_failures),
-                callbacks=cast(Any, [_Causes(job.run)]),
+                callbacks=cast(Any, [Causes(job.run)]),
             ),
         )
         return dict(cast(Any, trainer.fit()).return_value or {})
 
 
-def _supervised(train: Callable[[], dict[str, Any]], run: Run, retries: int) -> dict[str, Any]:
-    """Ray Train again when its controller has failed, which it does not retry for itself."""
-    for attempt in range(retries + 1):
+def _work(worker: WorkerFunction, config: dict[str, Job]) -> Summary:
+    """In a worker: its function, which waits for nobody who is told of it."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the run beside tries on itself
+    job = config["job"]
+    warned = partial(job.warn, kind="tracking")
+    with told_beside(job.run, warned) as run, _warnings_told(job):
         try:
-            return train()
-        except Exception as error:
-            cause = _cause(error)
-            if not isinstance(cause, ControllerError) or attempt == retries:
-                raise cause from (error if cause is not error else None)
-            print(f"Ray Train's controller failed, going on from the last checkpoint: {error}")
-            run.tags({f"controller_failure.{attempt + 1}": str(error)[-CAUSE_LENGTH:]})
-    raise AssertionError("unreachable")
+            summary = worker({"job": replace(job, run=run)})
+        except BaseException:
+            run.outbox.flush(FLUSH_FAILED_S)
+            raise
+        run.outbox.flush(FLUSH_S)
+        return {**summary, UNTOLD: run.untold()}
+
+
+@contextmanager
+def _warnings_told(job: Job) -> Iterator[None]:
+    """What ldm_core warns of, such as a bucket that is waited for, reaches the user."""
+    handler = _ToTheUser(job)
+    logger = logging.getLogger("ldm_core")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _ToTheUser(logging.Handler):
+    def __init__(self, job: Job) -> None:
+        super().__init__(logging.WARNING)
+        self.job = job
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.job.warn(record.getMessage(), kind=str(record.msg))
 
 
 def _scaling(workers: Workers, least: int | None) -> ScalingConfig:
@@ -172,32 +214,16 @@ def _scaling(workers: Workers, least: int | None) -> ScalingConfig:
     )
 
 
-class _Causes(UserCallback):
-    """Tells the run why workers had to begin again, each reason once in a row."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.count, self.last = run, 0, ""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller, again and again while it waits."""
-        first = next(iter(worker_exceptions.values()), None)
-        told = f"worker {', '.join(map(str, worker_exceptions))}: {first}"[-CAUSE_LENGTH:]
-        if told == self.last:
-            return
-        self.last = told
-        self.count += 1
-        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        try:
-            self.run.tags({f"failure.{now}.{self.count}": told})
-        except Exception as error:  # of the tracking server: no reason to lose the controller
-            print(f"could not tell the run of a failure, {told}: {error}", flush=True)
-
-
 @contextmanager
 def _watching(board: Any, bar: Progress) -> Iterator[None]:
     stop = threading.Event()
+    heard = 0
 
     def show() -> None:
+        nonlocal heard
+        for line in ray.get(board.warnings.remote(heard)):
+            bar.say(masked(line))
+            heard += 1
         first, done, note = ray.get(board.read.remote())
         if first:
             bar.go_on_from(first)
@@ -215,19 +241,8 @@ def _watching(board: Any, bar: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(5)
-    show()  # what came since: a short training is over within the second
-
-
-def _cause(error: Exception) -> Exception:
-    """The worker's own UserError if there is one, else the error as it came."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    for failure in failures.values():
-        seen: Any = failure
-        while seen is not None:
-            if isinstance(seen, UserError):
-                return seen
-            seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+        with suppress(ray.exceptions.RayError):
+            show()  # what came since: a short training is over within the second
 
 
 def being_preempted() -> bool:

@@ -73,11 +73,8 @@ class Run:
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at a step, in one transaction."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)  # ms
-        batch = [Metric(key, float(value), now, step) for key, value in values.items()]
-        self.client.log_batch(self.id, metrics=batch)
+        numbers = {key: float(value) for key, value in values.items()}
+        self.tell({"metrics": numbers, "step": step, "at": int(time.time() * 1000)})  # ms
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings. MLflow lets none be changed: a run gone on with keeps those it began with.
@@ -92,8 +89,35 @@ class Run:
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Tag the run."""
-        for key, value in values.items():
-            self.client.set_tag(self.id, key, str(value))
+        self.tell({"tags": {key: str(value) for key, value in values.items()}})
+
+    def tell(self, entry: Mapping[str, Any]) -> None:
+        """Log what `metrics` or `tags` made of their values, at the time it was of.
+
+        The same entry told twice is kept once where MLflow has a database.
+        """
+        from mlflow.entities import Metric, RunTag
+
+        numbers, tags = entry.get("metrics", {}), entry.get("tags", {})
+        batch = [Metric(key, each, entry["at"], entry["step"]) for key, each in numbers.items()]
+        self.client.log_batch(self.id, metrics=batch, tags=[RunTag(*pair) for pair in tags.items()])
+
+    def untold(self) -> list[Mapping[str, Any]]:
+        """Entries that its server has not heard yet: of this kind of run none."""
+        return []
+
+    def refuses(self, error: Exception) -> bool:
+        """Whether an entry is at fault, and would fail again every time: a name that MLflow takes
+        for none, a run that was deleted.
+        """
+        from mlflow.exceptions import MlflowException, RestException
+
+        if not isinstance(error, MlflowException):
+            return False
+        # not the 404 of what stands before a server that is away
+        heard = isinstance(error, RestException) or not self.uri.startswith("http")
+        status = error.get_http_status_code()
+        return status == 400 or (status == 404 and heard)
 
     def image(self, picture: np.ndarray, key: str, step: int = 0) -> None:
         """Log a (H, W, 3) uint8 picture; the UI shows the steps of one key as a slider."""

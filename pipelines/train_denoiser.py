@@ -66,6 +66,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
             section.steps,
             section.max_failures,
             section.least_workers,
+            section.validation_gpus,
         )
         name = f"{recipe.model_name}-teacher"
         model = summary["digest"]

@@ -64,13 +64,21 @@ class Resuming:
             return self.job.begin(0, 0.0)
         self.state.load(found)
         self.update.load_state_dict(found.state["update"])
+        if self.checkpoints.ranks.rank == 0:
+            for entry in found.state.get("untold", []):
+                self.job.run.tell(entry)
         return self.job.begin(found.step, found.state["seconds"])
 
     def save(self, done: int) -> None:
         """Keep the state after `done` steps; it is written while training goes on."""
         first = self.checkpoints.ranks.rank == 0
         seconds = ray.get(self.job.board.seconds.remote()) if first else 0.0
-        facts = {**self.state.facts(), "update": self.update.state_dict(), "seconds": seconds}
+        facts = {
+            **self.state.facts(),
+            "update": self.update.state_dict(),
+            "seconds": seconds,
+            "untold": self.job.run.untold(),  # what this worker's end would have forgotten
+        }
         self.checkpoints.save(done, self.state.tensors(), facts)
 
     def wait(self) -> None:
