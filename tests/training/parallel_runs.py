@@ -37,7 +37,7 @@ from ldm_core.training.shards import deal_out, held_bytes, whole, whole_weights
 from ldm_core.training.step import TrainingStep
 
 CPU = torch.device("cpu")
-STEPS, BATCH = 10, 8
+STEPS, BATCH = 20, 8
 BAD = 13  # the sample that is not a number, where there is one; of steps 1 and 9
 Shares = Callable[[int, list[int], int], list[list[int]]]
 
