@@ -140,6 +140,23 @@ class Run:
         entry = DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
         self.client.log_inputs(self.id, datasets=[entry])
 
+    def knows(self, other: str) -> bool:
+        """Whether the server of this run has another one, and it is not deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self.client.get_run(other).info.lifecycle_stage == "active")
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return False
+            raise
+
+    def nest_under(self, other: str) -> None:
+        """Have MLflow show this run as a child of another."""
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        self.tags({MLFLOW_PARENT_RUN_ID: other})
+
 
 @contextmanager
 def track(recipe: Recipe, stage: str, digest: str, product: str) -> Iterator[Run]:

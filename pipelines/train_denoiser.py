@@ -15,6 +15,7 @@ from ldm_core.model_directory import FORMAT
 from pipelines.backbones import declared_space
 from pipelines.commands import command
 from pipelines.denoiser_worker import denoiser_worker
+from pipelines.lineage import tell_parents
 from pipelines.ray_training import fit
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, run_stage, say_verdict
@@ -91,9 +92,11 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
 
 
 def _tell_inputs(run: Run, stores: Sequence[StoreVersion], initial: InitialModel | None) -> None:
-    """Say what the run reads: the recipe's own store first, those of the mix, the initial model."""
+    """Say what the run reads: the recipe's own store first, those of the mix, the initial model.
+
+    And under which run it is shown.
+    """
     for k, version in enumerate(stores):
         name, content = f"mix.{k}" if k else "latents", version.manifest.content[:36]
         run.dataset(name, version.store.uri, content, context="training")
-    if initial and initial.run:
-        run.tags({"parent.initial": initial.run})
+    tell_parents(run, stores[0], initial)
