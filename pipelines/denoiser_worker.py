@@ -7,22 +7,14 @@ are laid out, or how often they had to begin again.
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ldm_core.conditioning.text import TextCondition, drop_captions
-from ldm_core.diffusion.denoiser import Network
-from ldm_core.diffusion.timesteps import logit_normal
-from ldm_core.latents.reader import LatentBatch
-from ldm_core.objectives.flow_matching import flow_matching_loss
 from ldm_core.reading.stream import StreamReader
-from ldm_core.training.draws import Draws, draw
 from ldm_core.training.layout import Layout
-from ldm_core.training.loss_by_time import LossByTime
 from ldm_core.training.parallel import Parallel
 from ldm_core.training.prefetch import prefetch
 from ldm_core.training.shards import whole_weights
@@ -36,14 +28,16 @@ from pipelines.denoiser_network import (
     new_update,
     rate_at,
 )
+from pipelines.early_stop import EarlyStop
+from pipelines.promotion import Score
 from pipelines.ray_training import Job, being_preempted, due
-from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import TrainSection
 from pipelines.teacher_directory import save_teacher
+from pipelines.teacher_loss import Sample, drawn, teacher_loss
 from pipelines.training_data import READ_AHEAD, TrainingData
 from pipelines.training_figures import new_figures
 from pipelines.training_state import Resuming, Snapshots
-from pipelines.validation import Judged, Scene
+from pipelines.validation import Judged, Scene, held_out_digest
 
 PICTURES = 8
 ASK_S = 10  # between questions whether a machine is about to go
@@ -77,7 +71,11 @@ def layout_for(section: TrainSection, world: int) -> Layout:
 
 
 class DenoiserTraining:
-    """The training as one worker sees it."""
+    """The training as one worker sees it.
+
+    Attributes:
+        last: the step it ends with, as far as is known.
+    """
 
     def __init__(
         self,
@@ -106,32 +104,44 @@ class DenoiserTraining:
         self.figures = new_figures(self.section, self.config, reader, self.parallel)
         self.watch = Watch(self.parallel)
         self.judged = Judged(job, self.scene()) if self.first_worker else None
+        self.ending = EarlyStop(self.section, self.parallel, self.judged, job.checkpoints)
+        self.last = self.section.steps
 
     def run(self) -> dict[str, Any]:
         """From the newest checkpoint to the last step."""
-        steps, every = self.section.steps, self.section.checkpoint_every
-        for done in self.steps(self.resuming.restore()):
+        for done in self.steps(self.begin()):
             self.look(done)
-            if due(done, every, steps):  # at the end too: writing the model may fail
-                self.resuming.save(done)
-                self.snapshots.save(done)
-            elif self.watch.says_save():
-                self.resuming.save(done)
-                if self.watch.warned:  # else it is written while training goes on
-                    self.resuming.wait()
+            self.keep(done)
         return self.finish()
+
+    def begin(self) -> int:
+        """Go back to the newest checkpoint; returns the steps done.
+
+        Its weights are validated again: the loss of its step may not have come in time.
+        """
+        first = self.resuming.restore()
+        self.ending.go_on_from(first)
+        if first and self.ending.comes_at(first):
+            self.last = first
+        if first and self.validates_at(first):
+            self.judge(first, loss=True, pictures=False)
+        return first
 
     def steps(self, first: int) -> Iterator[int]:
         """Update and tell of it; yields how many steps are done."""
         self.figures.begin(first)
-        coming = prefetch(self.read, first, self.section.steps, READ_AHEAD)
+        coming = prefetch(self.read, first, self.last, READ_AHEAD)
         for step, samples in self.figures.meter.waiting_for(coming):
-            result = self.step(step, samples)
-            if due(step + 1, self.section.log_every, self.section.steps):
-                self.tell(result, step + 1)
-            yield step + 1
+            result, done = self.step(step, samples), step + 1
+            if self.ending.comes_at(done):
+                self.last = done
+            if due(done, self.section.log_every, self.last):
+                self.tell(result, done)
+            yield done
+            if done == self.last:
+                return
 
-    def read(self, step: int) -> list["Sample"]:
+    def read(self, step: int) -> list[Sample]:
         """This worker's micro-batches and what is drawn for them, in a thread beside training."""
         rank, world = self.parallel.data_rank, self.parallel.layout.data_world
         pin = self.parallel.device.type == "cuda"
@@ -140,7 +150,7 @@ class DenoiserTraining:
             for batch in self.reader.batches(step, rank, world)
         ]
 
-    def step(self, step: int, samples: list["Sample"]) -> StepResult:
+    def step(self, step: int, samples: list[Sample]) -> StepResult:
         """One update of all workers."""
         loss = partial(teacher_loss, self.recipe, self.parallel.model, self.null)
         total = self.reader.count_at(step)
@@ -167,13 +177,35 @@ class DenoiserTraining:
 
     def look(self, done: int) -> None:
         """Have the averaged weights validated beside training."""
-        section, steps = self.section, self.section.steps
-        loss = bool(section.validation_samples) and due(done, section.validate_every, steps)
-        pictures = due(done, section.sample_every, steps)
+        loss, pictures = self.validates_at(done), due(done, self.section.sample_every, self.last)
         if loss or pictures:
-            weights = whole_weights(self.averages[MODEL].state_dict(), keep=self.first_worker)
-            if self.judged:
-                self.judged.hand_over(weights, done, loss, pictures)
+            self.judge(done, loss, pictures)
+
+    def validates_at(self, done: int) -> bool:
+        """Whether the loss on held-out rows is asked for after `done` steps."""
+        wanted = bool(self.section.validation_samples)
+        return wanted and due(done, self.section.validate_every, self.last)
+
+    def judge(self, done: int, loss: bool, pictures: bool) -> None:
+        """Hand the averaged weights over. The last ones' loss is the model's."""
+        weights = whole_weights(self.averages[MODEL].state_dict(), keep=self.first_worker)
+        needed = loss and (self.section.patience is not None or done == self.last)
+        if loss:
+            self.ending.asked(done)
+        if self.judged:
+            self.judged.hand_over(weights, done, loss, pictures, needed)
+
+    def keep(self, done: int) -> None:
+        """Save what training can go on from, if it is time to."""
+        now = due(done, self.section.checkpoint_every, self.last)  # and if writing the model fails
+        if not now and not self.watch.says_save():
+            return
+        self.ending.keep(done)
+        self.resuming.save(done)
+        if now:
+            self.snapshots.save(done)
+        elif self.watch.warned:  # else it is written while training goes on
+            self.resuming.wait()
 
     def scene(self) -> Scene:
         """What validations look at: some captions of the store, and the held-out rows."""
@@ -196,12 +228,28 @@ class DenoiserTraining:
         if not self.judged:
             return {}
         parameters = sum(weight.numel() for weight in self.network.parameters())
-        summary = {"steps": self.section.steps, "parameters": parameters}
+        summary: dict[str, Any] = {"steps": self.last, "parameters": parameters}
+        if self.last < self.section.steps:
+            summary["ended"] = self.ending.reason(self.last)
         statistics = self.reader.statistics
         version, shapes = self.data.version, self.reader.shapes
-        digest = save_teacher(self.job, version, self.config, statistics, weights, shapes)
+        digest = save_teacher(self.done(), version, self.config, statistics, weights, shapes)
         self.judged.wait()
+        summary |= self.validated()
         return {**summary, **self.figures.meter.mean(), "digest": digest}
+
+    def done(self) -> Job:
+        """The job with the steps that were done, for the model's card."""
+        train = self.section.model_copy(update={"steps": self.last})
+        return replace(self.job, recipe=self.recipe.model_copy(update={"train": train}))
+
+    def validated(self) -> dict[str, Any]:
+        """The model's validation loss and what it was measured on; nothing if it is not known."""
+        rows = self.data.held_out
+        if not self.judged or rows is None or self.last not in self.judged.losses:
+            return {}
+        digest = held_out_digest(rows, self.reader.statistics, self.recipe.seed)
+        return Score(self.judged.losses[self.last], rows.manifest.content, digest).facts()
 
 
 def architecture(config: BackboneConfig, reader: StreamReader) -> dict[str, Any]:
@@ -233,40 +281,3 @@ class Watch:
         going = being_preempted()
         new, self.warned = going and not self.warned, going
         return new or self.ticks % SAVE_TICKS == 0
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A micro-batch and what is drawn for it at its step."""
-
-    batch: LatentBatch
-    draws: Draws
-
-
-def drawn(recipe: Recipe, batch: LatentBatch, step: int) -> Sample:
-    """The draws are functions of seed, step and sample."""
-    shape, drop = tuple(batch.latents.shape[1:]), recipe.train.caption_drop
-    return Sample(batch, draw(recipe.seed, step, batch.ids, shape, drop))
-
-
-def teacher_loss(
-    recipe: Recipe,
-    model: Network,
-    null: TextCondition,
-    by_time: LossByTime | None,
-    sample: Sample,
-) -> Tensor:
-    """Flow matching of a micro-batch, (B,), with some of its captions dropped.
-
-    `by_time` is told, unless the losses count nothing.
-    """
-    section, device = recipe.train, null.tokens.device
-    batch, draws = sample.batch, sample.draws
-    t = logit_normal(
-        draws.u, section.timestep_mean, section.timestep_std, section.timestep_shift
-    ).to(device)
-    cond = drop_captions(batch.condition.to(device), null, draws.drop.to(device))
-    losses = flow_matching_loss(model, batch.latents.to(device), draws.eps.to(device), t, cond)
-    if by_time is not None:
-        by_time.add(t, losses)
-    return losses

@@ -24,6 +24,7 @@ from pipelines.recipe_options import flattened
 from pipelines.recipes.schema import Recipe
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -255,8 +256,15 @@ def _open_run(
     return str(client.create_run(experiment_id, run_name=stage, tags=tags).info.run_id)
 
 
-def register_model(run: Run, name: str, uri: str, digest: str, alias: str) -> str:
-    """Register the model directory at `uri` as the next version of `name`, under an alias.
+def register_model(
+    run: Run,
+    name: str,
+    uri: str,
+    digest: str,
+    alias: str | None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Register the model directory at `uri` as the next version of `name`, perhaps under an alias.
 
     The version is tagged with the model's digest: the next model is written to the same folder.
     """
@@ -268,10 +276,23 @@ def register_model(run: Run, name: str, uri: str, digest: str, alias: str) -> st
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = run.client.create_model_version(
-        name, source=absolute(uri), run_id=run.id, tags={"digest": digest}
+        name, source=absolute(uri), run_id=run.id, tags={"digest": digest, **(tags or {})}
     )
-    run.client.set_registered_model_alias(name, alias, version.version)
+    if alias:
+        run.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
+
+
+def named_version(run: Run, name: str, alias: str) -> "ModelVersion | None":
+    """The version of a registered model under an alias; None if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return run.client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:  # no such model; no such alias
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
 def resolve_model(uri: str, registry: str | None = None) -> str:

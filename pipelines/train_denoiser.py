@@ -6,7 +6,7 @@ The order of samples, noise, timesteps and dropped captions are functions of (se
 so that neither worker count nor a restart changes what is trained on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from pipelines.backbones import declared_space
 from pipelines.commands import command
 from pipelines.denoiser_worker import denoiser_worker
 from pipelines.lineage import tell_parents
+from pipelines.promotion import CHAMPION, Score, copy_beside, decide, save_champion
 from pipelines.ray_training import fit
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, run_stage, say_verdict
@@ -54,6 +55,9 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     def work(context: Context) -> dict[str, Any]:
         manifest = version.manifest
         _tell_inputs(context.run, [version, *mix], initial)
+        name = f"{recipe.model_name}-teacher"
+        if section.promote == "better":
+            save_champion(context.run, name, context.product)
         print(
             f"[train] {manifest.counts['samples']} samples of store version {version.number}, "
             f"{section.steps} steps of {section.batch_size}",
@@ -69,9 +73,9 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
             section.least_workers,
             section.validation_gpus,
         )
-        name = f"{recipe.model_name}-teacher"
-        model = summary["digest"]
-        number = register_model(context.run, name, context.product, model, "champion")
+        if ended := summary.get("ended"):
+            print(f"[train] ended after {summary['steps']} steps: {ended}", flush=True)
+        number = _register(context, name, summary)
         return {**summary, "registered": f"models:/{name}/{number}"}
 
     sections = {
@@ -89,6 +93,18 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
         work,
         options,
     )
+
+
+def _register(context: Context, name: str, summary: Mapping[str, Any]) -> str:
+    """The model as a version of its name, the champion or not; returns the number."""
+    run, rule, model = context.run, context.recipe.train.promote, summary["digest"]
+    score = Score.of(summary)
+    decision = decide(run, name, rule, model, score)
+    place = copy_beside(context.product, model) if rule == "better" else context.product
+    alias = CHAMPION if decision.promoted else None
+    number = register_model(run, name, place, model, alias, score.tags() if score else {})
+    decision.say(run, name, number)
+    return number
 
 
 def _tell_inputs(run: Run, stores: Sequence[StoreVersion], initial: InitialModel | None) -> None:

@@ -4,10 +4,12 @@ An actor of its own has a copy of the network. It tells the run the loss on held
 times with fixed noise, and draws pictures of fixed captions and seeds.
 """
 
+import hashlib
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.exceptions
@@ -36,7 +38,9 @@ from pipelines.ray_training import CAUSE_LENGTH, Job
 from pipelines.training_data import tokens_of
 
 MOST_WAITING = 2  # sets of weights; with more, the next is left out
+MOST_TRIES = 3  # at a loss that is needed
 LAST_S = 600  # that the end of a training waits for what is not judged yet
+VALIDATION_LOSS = "validation_loss"
 
 
 @dataclass(frozen=True)
@@ -62,25 +66,56 @@ class Scene:
     budget: int
 
 
+def held_out_digest(rows: StoreIndex, statistics: LatentStatistics, seed: int) -> str:
+    """16 hex digits of what a validation loss is measured on, of one content of the store.
+
+    Args:
+        rows: held out.
+        statistics: by which they are normalised.
+        seed: of their noise.
+    """
+    text = f"{rows.samples.digest} {statistics.model_dump_json()} {seed}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class Validator:
     """Judges one set of weights after another."""
 
     def __init__(self, job: Job, scene: Scene, device: str) -> None:
         self.job, self.scene, self.device = job, scene, torch.device(device)
         self.network = new_backbone(scene.backbone).to(self.device).eval()
-        job.run.document(scene.pictures.captions, "preview-captions.json")
 
-    def judge(self, weights: dict[str, Tensor], step: int, loss: bool, pictures: bool) -> int:
-        """Tell the run what weights are worth after `step` steps; returns the step."""
+    def loss(self, weights: dict[str, Tensor], step: int) -> dict[str, float]:
+        """Of weights after `step` steps on the held-out rows: the mean, and by time.
+
+        Whether the tracking server answers has no say in it: whoever asks tells the run.
+        """
         self.network.load_state_dict(weights)
-        if loss and self.scene.held_out is not None:
-            found = validation_loss(self.network, self._rows(), self.job.recipe.seed)
-            figures = {"validation_loss": found.pop("mean")}
-            figures |= {f"validation_loss/{bin}": value for bin, value in found.items()}
-            self.job.run.metrics(figures, step)
-        if pictures:
-            self._draw(step)
-        return step
+        found = validation_loss(self.network, self._rows(), self.job.recipe.seed)
+        mean = found.pop("mean")
+        by_time = {f"{VALIDATION_LOSS}/{bin}": value for bin, value in found.items()}
+        return {VALIDATION_LOSS: mean, **by_time}
+
+    @torch.no_grad()
+    def show(self, weights: dict[str, Tensor], step: int) -> None:
+        """Show the run what weights draw after `step` steps; of videos, the middle frames."""
+        self.network.load_state_dict(weights)
+        section, batch, device = self.job.recipe.train, self.scene.pictures, self.device
+        shape = tuple(batch.latents.shape[1:])
+        eps = draw(self.job.recipe.seed, 0, batch.ids, shape, 0.0).eps.to(device)
+        denoiser = Denoiser(self.network, FlowProcess(), Prediction.VELOCITY)
+        guided = ClassifierFreeGuidance(denoiser, section.guidance, self.scene.null.to(device))
+        grid = linear_grid(section.sample_steps).to(device)
+        x0 = sample_euler(guided, eps, grid, batch.condition.to(device)).cpu()
+        view = (-1, *(1 for _ in shape[1:]))
+        mean, std = (
+            torch.tensor(each).view(view)
+            for each in (self.scene.statistics.mean, self.scene.statistics.std)
+        )
+        pixels = self._autoencoder.decode(x0 * std + mean).cpu()
+        pictures = to_image(pixels if pixels.ndim == 4 else pixels[:, :, pixels.shape[2] // 2])
+        self.job.run.document(batch.captions, "preview-captions.json")
+        self.job.run.image(grid_image(pictures), "samples", step)
 
     def _rows(self) -> Iterator[HeldOut]:
         scene = self.scene
@@ -99,25 +134,6 @@ class Validator:
                     latents, cond = batch.latents.to(self.device), batch.condition.to(self.device)
                     yield HeldOut(latents, cond, batch.ids)
 
-    @torch.no_grad()
-    def _draw(self, step: int) -> None:
-        """Of videos, the middle frames."""
-        section, batch, device = self.job.recipe.train, self.scene.pictures, self.device
-        shape = tuple(batch.latents.shape[1:])
-        eps = draw(self.job.recipe.seed, 0, batch.ids, shape, 0.0).eps.to(device)
-        denoiser = Denoiser(self.network, FlowProcess(), Prediction.VELOCITY)
-        guided = ClassifierFreeGuidance(denoiser, section.guidance, self.scene.null.to(device))
-        grid = linear_grid(section.sample_steps).to(device)
-        x0 = sample_euler(guided, eps, grid, batch.condition.to(device)).cpu()
-        view = (-1, *(1 for _ in shape[1:]))
-        mean, std = (
-            torch.tensor(each).view(view)
-            for each in (self.scene.statistics.mean, self.scene.statistics.std)
-        )
-        pixels = self._autoencoder.decode(x0 * std + mean).cpu()
-        pictures = to_image(pixels if pixels.ndim == 4 else pixels[:, :, pixels.shape[2] // 2])
-        self.job.run.image(grid_image(pictures), "samples", step)
-
     @cached_property
     def _autoencoder(self) -> Autoencoder:
         entry = self.scene.autoencoder
@@ -130,15 +146,40 @@ class Validator:
         return found
 
 
-class Judged:
-    """The training worker's side: hands weights over, and never waits but at the end.
+@dataclass(frozen=True)
+class _Asked:
+    """Weights that are being judged.
 
-    A validation that fails is told and counted; training goes on without it.
+    Attributes:
+        weights: where they lie: they outlive an actor that dies over them.
+        what: of a validator's methods.
+        needed: whether it is tried again if it fails.
+        actor: whom they were handed to.
+    """
+
+    weights: Any
+    step: int
+    what: Literal["loss", "show"]
+    needed: bool
+    actor: Any = None
+    tries: int = 0
+
+
+class Judged:
+    """The training worker's side: hands weights over, and does not wait for what is not needed.
+
+    A validation that fails is told and counted. One that is needed is tried again.
+
+    Attributes:
+        losses: what is known of them, by step.
+        given_up: why there is none of a step that one is needed of.
     """
 
     def __init__(self, job: Job, scene: Scene) -> None:
         self.job, self.scene = job, scene
-        self._waiting: list[Any] = []
+        self.losses: dict[int, float] = {}
+        self.given_up: dict[int, str] = {}
+        self._waiting: dict[Any, _Asked] = {}
         self.skipped = self.failed = 0
         self._actor = self._begin()
 
@@ -147,38 +188,66 @@ class Judged:
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(Validator)
         return actor.remote(self.job, self.scene, "cuda" if gpus else "cpu")
 
-    def hand_over(self, weights: dict[str, Tensor], step: int, loss: bool, pictures: bool) -> None:
-        """Have weights judged, unless two sets wait already."""
-        self._collect(0)
-        if len(self._waiting) >= MOST_WAITING:
+    def hand_over(
+        self, weights: dict[str, Tensor], step: int, loss: bool, pictures: bool, needed: bool
+    ) -> None:
+        """Have weights judged, unless two sets wait already and their loss is not needed."""
+        self.collect(0)
+        waiting = {asked.step for asked in self._waiting.values()}
+        if len(waiting) >= MOST_WAITING and not needed:
             self.skipped += 1
-            print(f"validation is behind: the weights of step {step} are left out", flush=True)
+            line = f"validation is behind: the weights of step {step} are left out"
+            self.job.warn(line, kind="validation is behind")
             self.job.run.metrics({"skipped_validations": self.skipped}, step)
             return
-        self._waiting.append(self._actor.judge.remote(weights, step, loss, pictures))
+        kept = ray.put(weights)
+        if loss:
+            self._ask(_Asked(kept, step, "loss", needed))
+        if pictures:
+            self._ask(_Asked(kept, step, "show", needed=False))
+
+    def collect(self, seconds: float) -> None:
+        """Hear of what is done; if nothing is, wait so long for something."""
+        if not self._waiting:
+            return
+        ray.wait([*self._waiting], num_returns=1, timeout=seconds)
+        done, _ = ray.wait([*self._waiting], num_returns=len(self._waiting), timeout=0)
+        for each in done:
+            asked = self._waiting.pop(each)
+            try:
+                figures = ray.get(each)
+            except ray.exceptions.RayError as error:
+                self._failed(asked, error)
+            else:
+                self._heard(asked.step, figures or {})
 
     def wait(self) -> None:
         """Until all that was handed over is judged, or for ten minutes."""
-        self._collect(LAST_S)
+        end = time.monotonic() + LAST_S
+        while self._waiting and (left := end - time.monotonic()) > 0:
+            self.collect(left)
         if self._waiting:
-            print(f"{len(self._waiting)} validations were not done in {LAST_S} s", flush=True)
+            self.job.warn(f"{len(self._waiting)} validations were not done in {LAST_S} s")
 
-    def _collect(self, seconds: float) -> None:
-        """Hear of what is done."""
-        if not self._waiting:
-            return
-        count = len(self._waiting)
-        done, self._waiting = ray.wait(self._waiting, num_returns=count, timeout=seconds)
-        for each in done:
-            try:
-                ray.get(each)
-            except ray.exceptions.RayError as error:
-                self._tell(error)
+    def _ask(self, what: _Asked) -> None:
+        asked = replace(what, actor=self._actor, tries=what.tries + 1)
+        method = getattr(self._actor, asked.what)
+        self._waiting[method.remote(asked.weights, asked.step)] = asked
 
-    def _tell(self, error: Exception) -> None:
+    def _heard(self, step: int, figures: dict[str, float]) -> None:
+        """Of a loss, or of pictures, which have no figures."""
+        if figures:
+            self.losses[step] = figures[VALIDATION_LOSS]
+            self.job.run.metrics(figures, step)
+
+    def _failed(self, asked: _Asked, error: Exception) -> None:
         self.failed += 1
         cause = getattr(error, "cause", None) or error
-        print(f"a validation failed: {cause}", flush=True)
+        self.job.warn(f"a validation failed: {cause}", kind="a validation failed")
         self.job.run.tags({f"validation_failure.{self.failed}": str(cause)[-CAUSE_LENGTH:]})
-        if isinstance(error, ray.exceptions.RayActorError):
+        if isinstance(error, ray.exceptions.RayActorError) and asked.actor is self._actor:
             self._actor = self._begin()
+        if asked.needed and asked.tries < MOST_TRIES:
+            self._ask(asked)
+        elif asked.needed:
+            self.given_up[asked.step] = str(cause)

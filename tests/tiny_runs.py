@@ -63,10 +63,17 @@ class JudgedHere:
     """What hands weights to a validator, which judges them before training goes on."""
 
     def __init__(self, job: TrainingJob, scene: Scene) -> None:
-        self.validator = Validator(job, scene, "cpu")
+        self.job, self.validator = job, Validator(job, scene, "cpu")
+        self.losses: dict[int, float] = {}
+        self.given_up: dict[int, str] = {}
 
-    def hand_over(self, *what: Any) -> None:
-        self.validator.judge(*what)
+    def hand_over(self, weights: Any, step: int, loss: bool, pictures: bool, needed: bool) -> None:
+        if loss:
+            figures = self.validator.loss(weights, step)
+            self.losses[step] = figures["validation_loss"]
+            self.job.run.metrics(figures, step)
+        if pictures:
+            self.validator.show(weights, step)
 
     def wait(self) -> None:
         """Nothing is under way."""

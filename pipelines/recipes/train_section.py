@@ -22,7 +22,13 @@ _HOW = {
     "compile",
     "max_failures",
 }
-_KEPT = {"keep_checkpoints", "validation_gpus", "accelerator", "worker_hour_price"}
+_KEPT = {
+    "keep_checkpoints",
+    "validation_gpus",
+    "accelerator",
+    "worker_hour_price",
+    "promote",
+}
 # Names of what is read: the digests of what they mean are the stage's inputs.
 _NAMES = {"store_version", "mix", "initial"}
 
@@ -105,6 +111,12 @@ class TrainSection(TrainingSection):
         spike_factor: a step whose gradient is so many times the usual is skipped; None is never.
         validation_samples: at most so many are held out, all of a file or none, for a loss at fixed
             noise every `validate_every` steps; `mix` leaves out the same files.
+        patience: training ends after so many validations in a row without a lower loss, wherever
+            the learning rate is then; None is never. A loss counts at the validation after it,
+            and training waits for it there.
+        promote: which models the registry's alias "champion" moves to: "always" to the newest, or
+            when it is "better", of a lower validation loss on the very same held-out rows. Then
+            every model is registered from a copy of its own, beside the product.
         validation_gpus: of the actor that validates and draws pictures beside training.
         keep_checkpoints: the newest so many.
         sample_steps, guidance: what the model draws with unless told otherwise, previews included.
@@ -149,6 +161,8 @@ class TrainSection(TrainingSection):
     ema_lengths: tuple[Annotated[float, Field(gt=0, lt=0.288)], ...] = ()
     validation_samples: int = Field(0, ge=0)
     validate_every: int = Field(400, ge=1)
+    patience: int | None = Field(None, ge=1)
+    promote: Literal["always", "better"] = "always"
     validation_gpus: float = Field(0, ge=0)
     keep_checkpoints: int = Field(2, ge=1)
     sample_steps: int = Field(32, ge=1)
@@ -170,6 +184,8 @@ class TrainSection(TrainingSection):
         }
         if self.mix:
             told["mix"] = [share.weight for share in self.mix]
+        if self.patience is not None:  # then these steps are where training may end
+            told["validate_every"] = self.validate_every
         return told | {"parts": self.parts}  # which samples a step has
 
     @property
@@ -231,6 +247,31 @@ class TrainSection(TrainingSection):
                 f"positions fixed are for pictures, but buckets are {', '.join(self.buckets)}: "
                 "choose positions rotary"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _judged(self) -> "TrainSection":
+        for name, plain in (("patience", None), ("promote", "always")):
+            value = getattr(self, name)
+            if value != plain and not self.validation_samples:
+                raise ValueError(
+                    f"{name} {value} goes by the loss on held-out rows, but validation_samples is "
+                    f"0: set validation_samples, or leave {name} out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> "TrainSection":
+        """Averages go by their numbers in six digits."""
+        for field in ("ema_decays", "ema_lengths"):
+            named: dict[str, float] = {}
+            for value in getattr(self, field):
+                if (name := f"{value:g}") in named:
+                    raise ValueError(
+                        f"{field} {named[name]} and {value} are both called {name}: let them "
+                        "differ in their first six digits, or leave one out"
+                    )
+                named[name] = value
         return self
 
     @model_validator(mode="after")

@@ -1,8 +1,12 @@
 """What decides a training's result, and what a section makes of the workers it has."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
+from torch import nn
 
+from pipelines.denoiser_network import new_averages
 from pipelines.recipes import RECIPES
 from pipelines.recipes.sections import TrainSection, Workers
 from pipelines.recipes.train_section import LayoutSection
@@ -52,6 +56,43 @@ def test_what_does_not_decide(name):
 @pytest.mark.parametrize("name", DECIDING)
 def test_what_decides(name):
     assert section(**{name: DECIDING[name]}).deciding() != section().deciding()
+
+
+def test_patience_decides_and_with_it_where_losses_are_known():
+    patient = section(validation_samples=8, patience=2).deciding()
+    assert patient != section(validation_samples=8).deciding()
+    assert patient != section(validation_samples=8, patience=3).deciding()
+    assert patient != section(validation_samples=8, patience=2, validate_every=7).deciding()
+
+
+def test_who_is_champion_decides_nothing():
+    plain = section(validation_samples=8).deciding()
+    assert section(validation_samples=8, promote="better").deciding() == plain
+
+
+@pytest.mark.parametrize("field", [{"patience": 2}, {"promote": "better"}])
+def test_what_goes_by_a_validation_loss_needs_one(field):
+    [(name, value)] = field.items()
+    with pytest.raises(ValidationError, match=f"{name} {value} .* validation_samples is 0"):
+        section(**field)
+    assert getattr(section(validation_samples=1, **field), name) == value
+
+
+def test_averages_of_one_name_are_refused():
+    assert section(ema_decays=(0.9, 0.99999), ema_lengths=(0.1, 0.05)).ema_lengths == (0.1, 0.05)
+    for field, values, name in (
+        ("ema_decays", (0.9, 0.99999991, 0.99999992), "1"),
+        ("ema_lengths", (0.05, 0.05), "0.05"),
+    ):
+        told = f"{field} {values[-2]} and {values[-1]} are both called {name}: "
+        with pytest.raises(ValidationError, match=re.escape(told)):
+            section(**{field: values})
+
+
+def test_all_averages_that_are_let_through_are_kept():
+    decays, lengths = (0.5, 0.9, 0.999999, 0.9999), (0.05, 0.1, 0.050001)
+    made = new_averages(section(ema_decays=decays, ema_lengths=lengths), nn.Linear(1, 1))
+    assert len(made.by_name) == 1 + len(decays) + len(lengths)
 
 
 def test_of_a_mix_the_weights_decide_and_the_content_is_an_input():
