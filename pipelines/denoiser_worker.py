@@ -32,6 +32,7 @@ from pipelines.early_stop import EarlyStop
 from pipelines.promotion import Score
 from pipelines.ray_training import Job, being_preempted, due
 from pipelines.recipes.sections import TrainSection
+from pipelines.system_metrics import sampled, watched_node
 from pipelines.teacher_directory import save_teacher
 from pipelines.teacher_loss import Sample, drawn, teacher_loss
 from pipelines.training_data import READ_AHEAD, TrainingData
@@ -54,7 +55,8 @@ def denoiser_worker(data: TrainingData, config: dict[str, Job]) -> dict[str, Any
     section = job.recipe.train
     _, world, device = job.place()
     layout = layout_for(section, world)
-    with data.reader(section, job.recipe.seed) as reader:
+    node = watched_node(section)
+    with sampled(job.run, node), data.reader(section, job.recipe.seed) as reader:
         return DenoiserTraining(job, data, reader, layout, device).run()
 
 

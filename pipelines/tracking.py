@@ -7,7 +7,7 @@ is sent, one of them logs, and MLflow takes a second.
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +157,19 @@ class Run:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         self.tags({MLFLOW_PARENT_RUN_ID: other})
+
+
+def load_sampler() -> Callable[[Run, str], Any]:
+    """MLflow's sampler of a machine's load, of (run, name of the machine).
+
+    What it publishes is in the run under `system/NAME/…`, numbered on from what is there.
+    """
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    def sampler(run: Run, name: str) -> SystemMetricsMonitor:
+        return SystemMetricsMonitor(run.id, resume_logging=True, node_id=name, tracking_uri=run.uri)
+
+    return sampler
 
 
 @contextmanager

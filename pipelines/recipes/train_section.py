@@ -28,6 +28,7 @@ _KEPT = {
     "accelerator",
     "worker_hour_price",
     "promote",
+    "system_metrics",
 }
 # Names of what is read: the digests of what they mean are the stage's inputs.
 _NAMES = {"store_version", "mix", "initial"}
@@ -118,6 +119,7 @@ class TrainSection(TrainingSection):
             when it is "better", of a lower validation loss on the very same held-out rows. Then
             every model is registered from a copy of its own, beside the product.
         validation_gpus: of the actor that validates and draws pictures beside training.
+        system_metrics: whether each machine's load is told once a minute.
         keep_checkpoints: the newest so many.
         sample_steps, guidance: what the model draws with unless told otherwise, previews included.
         accelerator: what the workers have, for the plan: a layout that cannot fit is refused.
@@ -164,6 +166,7 @@ class TrainSection(TrainingSection):
     patience: int | None = Field(None, ge=1)
     promote: Literal["always", "better"] = "always"
     validation_gpus: float = Field(0, ge=0)
+    system_metrics: bool = True
     keep_checkpoints: int = Field(2, ge=1)
     sample_steps: int = Field(32, ge=1)
     guidance: float = Field(2.5, ge=1)

@@ -65,9 +65,10 @@ def test_patience_decides_and_with_it_where_losses_are_known():
     assert patient != section(validation_samples=8, patience=2, validate_every=7).deciding()
 
 
-def test_who_is_champion_decides_nothing():
+def test_who_is_champion_and_what_is_sampled_decide_nothing():
     plain = section(validation_samples=8).deciding()
-    assert section(validation_samples=8, promote="better").deciding() == plain
+    for field in ({"promote": "better"}, {"system_metrics": False}):
+        assert section(validation_samples=8, **field).deciding() == plain
 
 
 @pytest.mark.parametrize("field", [{"patience": 2}, {"promote": "better"}])
