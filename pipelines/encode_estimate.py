@@ -6,7 +6,7 @@ The files are decoded and encoded in this process; nothing is written and no Ray
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from ldm_core.errors import UserError
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.store import LatentStore, parquet_bytes
 from ldm_core.media.buckets import Bucket
+from ldm_core.media.manifest_sample import Sampled
 from pipelines.encode_changes import listed_parts, media_to_do, shard_limit, shards_of
 from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Item, Plan
@@ -36,6 +37,7 @@ class Estimate:
         encode_s, text_s: seconds of one worker.
         bytes: that the store grows by.
         measured: files it is drawn from.
+        listed: rows of the source that were looked at; None is all.
         apart: whether CPU tasks beside the workers decode, as they do where workers have GPUs.
     """
 
@@ -47,12 +49,20 @@ class Estimate:
     bytes: float
     measured: int
     apart: bool = False
+    listed: int | None = None
 
     @property
     def worker_hours(self) -> float:
         """Of the workers, who decode what they encode if nobody else does; divide by their number
         for the clock's."""
         return sum(self._seconds().values()) / 3600
+
+    def of_all(self, sampled: Sampled) -> "Estimate":
+        """For a whole source of which this tells of some rows."""
+        times = sampled.total / sampled.rows
+        names = ("samples", "decode_s", "encode_s", "text_s", "bytes")
+        larger = {name: times * getattr(self, name) for name in names}
+        return replace(self, **larger, files=round(times * self.files), listed=sampled.rows)
 
     def lines(self, section: EncodeSection) -> list[str]:
         """What a dry run tells."""
@@ -62,13 +72,14 @@ class Estimate:
         )
         count, price = section.workers.count, section.worker_hour_price
         cost = f", {price * self.worker_hours:,.2f} at {price:g} each" if price else ""
+        looked = f"; {self.listed:,} rows were looked at" if self.listed else ""
         beside = f"{self.decode_s / 3600:,.3g} of decoding, beside the workers"
         return [
             f"  takes    {'worker-hours':<12} {self.worker_hours:,.3g} ({shares}){cost}; "
             f"{self.worker_hours / count:,.3g} hours by {count} workers",
             *([f"  takes    {'CPU-hours':<12} {beside}"] if self.apart else []),
             f"  takes    {'bytes':<12} {self.bytes:,.0f} for {self.samples:,.0f} samples",
-            f"  measured {'files':<12} {self.measured} of {self.files}, in this process",
+            f"  measured {'files':<12} {self.measured} of {self.files:,}, in this process{looked}",
         ]
 
     def _seconds(self) -> dict[str, float]:

@@ -24,6 +24,8 @@ from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.lock import locked
 from ldm_core.latents.manifest import EncoderEntry, LatentStatistics, Manifest
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.media.manifest_sample import Sampled
+from ldm_core.media.sources import sample_media
 from pipelines.encode_changes import Changes, media_to_do, update
 from pipelines.encode_estimate import estimate
 from pipelines.encode_plan import Plan, describe_autoencoder, make_plan, missing_tiny_encoders
@@ -33,6 +35,7 @@ from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
 
 REJECTS_SHOWN = 10
+MOST_LISTED = 100_000  # rows of Parquet manifests: of more, a dry run looks at so many
 MEASURED = 32  # files that a dry run encodes to know what all would take
 
 
@@ -50,6 +53,10 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
     if options.dry_run and missing_tiny_encoders(recipe):
         say_verdict("encode", "would run, and build the tiny text encoders")
         return None
+    if options.dry_run and (sampled := sample_media(recipe.data, MOST_LISTED)):
+        _tell_estimate(make_plan(recipe, autoencoder, sampled.listing), recipe, sampled)
+        say_verdict("encode", "would run, unless nothing is new: not all rows were looked at")
+        return None
     plan = make_plan(recipe, autoencoder)
     if options.dry_run:
         _tell_estimate(plan, recipe)
@@ -65,9 +72,10 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
     return run_stage(recipe, "encode", plan.job.store, sections, inputs, work, options)
 
 
-def _tell_estimate(plan: Plan, recipe: Recipe) -> None:
+def _tell_estimate(plan: Plan, recipe: Recipe, sampled: Sampled | None = None) -> None:
     """What the missing files would take, by a measured few."""
     found = estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
+    found = found.of_all(sampled) if found and sampled else found
     for line in found.lines(recipe.encode) if found else ():
         print(line, flush=True)
 

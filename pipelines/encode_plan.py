@@ -108,14 +108,21 @@ def describe_autoencoder(recipe: Recipe) -> AutoencoderFacts:
     return autoencoder
 
 
-def make_plan(recipe: Recipe, autoencoder: AutoencoderFacts) -> Plan:
+def make_plan(
+    recipe: Recipe, autoencoder: AutoencoderFacts, listing: Listing | None = None
+) -> Plan:
     """List the source and identify the encoders; builds the tiny text encoders if asked for.
+
+    Args:
+        recipe: with its places made absolute.
+        autoencoder: what the driver knows of it.
+        listing: of the source, if it is known already.
 
     Raises:
         UserError: no usable media, no text encoders, or a geometry the autoencoder cannot take.
     """
     job = _job(recipe, autoencoder)
-    listing = list_media(recipe.data)
+    listing = listing or list_media(recipe.data)
     entries = {entry.id: _entry(entry, _decisive(job, autoencoder)) for entry in listing.entries}
     _build_tiny_encoders(recipe, _captions(entries))
     digests = {

@@ -1,6 +1,6 @@
 """The rows of a manifest: a table of media by URI, or of their bytes themselves (Parquet only)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,20 +48,27 @@ class ManifestRow:
     kind: Kind | None = None
 
 
-def manifest_rows(place: Place, id: str) -> Iterator[ManifestRow]:
+def manifest_rows(
+    place: Place, id: str, some: Mapping[int, int] | None = None
+) -> Iterator[ManifestRow]:
     """The rows of one manifest of a place; media in it are located, not read.
+
+    Args:
+        place: of the manifest.
+        id: its name there.
+        some: of Parquet: row groups, and how many rows of each, where not all are wanted.
 
     Raises:
         UserError: it cannot be read, it lacks a column, or its row groups are too large.
     """
     if id.lower().endswith(".parquet"):
-        yield from _parquet_rows(place, id)
+        yield from _parquet_rows(place, id, some)
     else:
         for row_place, values in read_rows(id, place.read(id), _BY_URI):
             yield ManifestRow(row_place, values)
 
 
-def _parquet_rows(place: Place, id: str) -> Iterator[ManifestRow]:
+def _parquet_rows(place: Place, id: str, some: Mapping[int, int] | None) -> Iterator[ManifestRow]:
     path, uri = place.files[id].path, place.uri(id)
     with place.fs.open(path, "rb", cache_type="none") as stream, parquet_errors(id):
         file = pq.ParquetFile(stream)
@@ -69,15 +76,24 @@ def _parquet_rows(place: Place, id: str) -> Iterator[ManifestRow]:
         texts = _text_columns(id, file.schema_arrow, inline)
         first = 0
         for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            wanted = count if some is None else min(count, some.get(group, 0))
+            first += count
+            if not wanted:
+                continue
             stored = inline is not None and _stored(id, file, group, inline)
-            rows = file.read_row_group(group, columns=list(texts.values())).to_pylist()
+            rows = _first_rows(file, group, list(texts.values()), wanted)
             for number, row in enumerate(rows):
-                found = ManifestRow(f"{id}/{first + number}", _by_role(texts, row))
+                found = ManifestRow(f"{id}/{first - count + number}", _by_role(texts, row))
                 if stored and inline:
                     found.cell = cell_uri(uri, group, number, inline)
                     found.kind = _kind(inline, found.values.get("file"))
                 yield found
-            first += len(rows)
+
+
+def _first_rows(file: pq.ParquetFile, group: int, columns: list[str], count: int) -> list[Row]:
+    batches = file.iter_batches(count, row_groups=[group], columns=columns)
+    return next(batches).to_pylist()
 
 
 def _inline_column(schema: pa.Schema) -> str | None:

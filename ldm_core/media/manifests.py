@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fsspec import AbstractFileSystem
@@ -11,17 +11,21 @@ from fsspec.implementations.local import LocalFileSystem
 from ldm_core.errors import BadMedia
 from ldm_core.files import filesystem
 from ldm_core.media.entries import Candidate, media_kind, printable
-from ldm_core.media.local_walk import link_fault
+from ldm_core.media.local_walk import FoundFile, link_fault
 from ldm_core.media.manifest_rows import ManifestRow, manifest_rows
-from ldm_core.media.places import Place, stat_files
+from ldm_core.media.places import Place, stat_each, stat_files
 from ldm_core.media.weighted_captions import caption_pairs
 
 MANIFESTS = (".parquet", ".jsonl", ".csv")
 # Media are fetched from the user's disks and buckets, never from a host that a manifest names.
 _BUCKETS = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"))
 
+Stat = Callable[[AbstractFileSystem, Iterable[str]], dict[str, FoundFile]]
 
-def list_manifests(place: Place) -> Iterator[Candidate]:
+
+def list_manifests(
+    place: Place, some: Mapping[str, Mapping[int, int]] | None = None
+) -> Iterator[Candidate]:
     """Every row of a place's manifests; rows that name one file are one sample.
 
     Relative files are relative to their manifest. An id is the row's own `id`, or else the file
@@ -31,18 +35,23 @@ def list_manifests(place: Place) -> Iterator[Candidate]:
     "symlink loop", "unsafe path", "file missing", "no file named", "duplicate id", "not an image
     or video", "unreadable caption", "no caption", "bad weight".
 
+    Args:
+        place: of the manifests.
+        some: by manifest, row groups and how many rows of each, where not all are wanted.
+
     Raises:
         UserError: a manifest that cannot be read or lacks a column.
     """
-    for id in place.ending(*MANIFESTS):
+    stat = stat_files if some is None else stat_each
+    for id in place.ending(*MANIFESTS) if some is None else sorted(some):
         manifest = _opened(place, id)
         candidates: list[Candidate] = []
         named: list[Candidate] = []
-        for row in manifest_rows(place, id):
+        for row in manifest_rows(place, id, some and some[id]):
             candidates.append(_candidate(manifest, row))
             if row.cell is None and not candidates[-1].fault[0]:
                 named.append(candidates[-1])
-        _look_up(named)
+        _look_up(named, stat)
         yield from candidates
 
 
@@ -131,7 +140,7 @@ def _locate(manifest: _Manifest, file: object, name: str | None) -> str:
     return manifest.fs.unstrip_protocol(path)
 
 
-def _look_up(candidates: Iterable[Candidate]) -> None:
+def _look_up(candidates: Iterable[Candidate], stat: Stat) -> None:
     """Complete candidates with what their files are; those without one are at fault."""
     by_scheme: dict[str, list[Candidate]] = {}
     for one in candidates:
@@ -139,7 +148,7 @@ def _look_up(candidates: Iterable[Candidate]) -> None:
     for group in by_scheme.values():
         fs, _ = filesystem(group[0].uri)
         paths = [str(fs._strip_protocol(one.uri)) for one in group]
-        found = stat_files(fs, paths)
+        found = stat(fs, paths)
         for one, path in zip(group, paths, strict=True):
             if path in found:
                 one.size, one.etag = found[path].size, found[path].etag

@@ -84,6 +84,21 @@ def stat_files(fs: AbstractFileSystem, paths: Iterable[str]) -> dict[str, FoundF
         return {file.path: file for file in found if file.path in wanted}
 
 
+def stat_each(fs: AbstractFileSystem, paths: Iterable[str]) -> dict[str, FoundFile]:
+    """Those of the paths that are files, asked for one by one: a few of folders that hold many."""
+    if isinstance(fs, LocalFileSystem):
+        return stat_files(fs, paths)
+
+    def asked(path: str) -> Iterable[FoundFile]:
+        try:
+            return list(_files([fs.info(path)]))
+        except FileNotFoundError:
+            return []
+
+    with ThreadPoolExecutor(READERS) as readers:
+        return {file.path: file for found in readers.map(asked, set(paths)) for file in found}
+
+
 def _open(source: str) -> tuple[AbstractFileSystem, str]:
     if source.startswith(("http://", "https://")):
         raise UserError(f"{source} is a web address: copy the data to a disk or a bucket first")

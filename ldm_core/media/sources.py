@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from ldm_core.errors import UserError
 from ldm_core.media.entries import Candidate, Listing, media_kind, sort_out
+from ldm_core.media.manifest_sample import Sampled, sample_manifests
 from ldm_core.media.manifests import MANIFESTS, list_manifests
 from ldm_core.media.media_folder import list_folder
 from ldm_core.media.places import Place, find_place
@@ -36,6 +37,21 @@ def list_media(source: str) -> Listing:
     if not listing.entries:
         raise UserError(_nothing_usable(listing, source))
     return listing
+
+
+def sample_media(source: str, most: int) -> Sampled | None:
+    """About `most` rows of a source that is Parquet manifests of more; None for every other one.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, or no row that was looked at is usable.
+    """
+    place = find_place(source)
+    if _lister(place) is not list_manifests:
+        return None
+    found = sample_manifests(place, most)
+    if found and not found.listing.entries:
+        raise UserError(_nothing_usable(found.listing, source))
+    return found
 
 
 def _lister(place: Place) -> Callable[[Place], Iterable[Candidate]]:

@@ -1,9 +1,13 @@
 """What a dry run predicts of bytes and samples, against what the run then makes; hours are measured
 by `make bench-encode`."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from picture_folder import write_captions
@@ -12,12 +16,13 @@ from test_encode_media import encoded, project, put_videos
 
 from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
-from pipelines import encode_estimate
+from pipelines import encode_estimate, encode_latents
 from pipelines.encode_estimate import Estimate, estimate, evenly
 from pipelines.encode_latents import MEASURED
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import EncodeSection, Workers
+from pipelines.stage import Options
 
 WORDS = ("a", "red", "old", "house", "by", "the", "sea", "with", "two", "dogs", "and", "clouds")
 
@@ -122,3 +127,22 @@ def test_a_machine_without_a_gpu_cannot_tell_what_gpus_take(folder, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="run it on one of the machines that are to encode"):
         predicted(project(folder, 32, max_aspect=1, workers={"gpus": 1}))
+
+
+def test_of_a_long_manifest_some_rows_are_looked_at(folder, monkeypatch, capsys):
+    put_pictures(folder, 40)
+    rows = [json.loads(line) for line in (folder / "data/captions.jsonl").read_text().splitlines()]
+    table = pa.table({"file": [f"{folder}/data/{row['file']}" for row in rows],
+                      "caption": [row["caption"] for row in rows]})  # fmt: skip
+    pq.write_table(table, folder / "rows.parquet", row_group_size=4)
+    recipe = project(folder, 32, max_aspect=1)
+    recipe = recipe.model_copy(update={"data": str(folder / "rows.parquet")})
+    whole = predicted(recipe)
+    monkeypatch.setattr(encode_latents, "MOST_LISTED", 20)
+    encode_latents.encode(recipe, Options(dry_run=True))
+    printed = capsys.readouterr().out
+    [told] = re.findall(r"bytes +([\d,]+) for 40 samples", printed)
+    assert float(told.replace(",", "")) == pytest.approx(whole.bytes, rel=0.2)
+    assert "20 of 40, in this process; 20 rows were looked at" in printed
+    assert "not all rows were looked at" in printed
+    assert not Path(recipe.product("latents")).exists()

@@ -1,0 +1,72 @@
+"""A part of Parquet manifests in place of all of their rows."""
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from media_files import fill, png
+
+from ldm_core.errors import UserError
+from ldm_core.media.places import find_place, stat_each, stat_files
+from ldm_core.media.sources import list_media, sample_media
+
+ROWS = 60  # of each row group
+
+
+def write(folder, name: str, groups: int) -> None:
+    """Every row group begins with five pictures that are there; the others are missing."""
+    files = [f"{g}-{k}.png" if k < 5 else "missing.png" for g in range(groups) for k in range(ROWS)]
+    table = pa.table({"file": files, "caption": [f"caption {k}" for k in range(len(files))]})
+    pq.write_table(table, folder / name, row_group_size=ROWS)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    fill(tmp_path, {f"media/{g}-{k}.png": png(k) for g in range(80) for k in range(5)})
+    return tmp_path / "media"
+
+
+def test_rows_are_the_first_of_row_groups_that_are_spread_over_all(folder):
+    write(folder, "all.parquet", 80)
+    found = sample_media(str(folder / "all.parquet"), most=128)
+    assert (found.rows, found.total) == (4 * 32, 80 * ROWS)
+    groups = sorted({int(entry.id.split("-")[0]) for entry in found.listing.entries})
+    assert groups == [k * 80 // 32 for k in range(32)]
+    assert len(found.listing.entries) == 128
+    assert not found.listing.rejects
+    whole = {entry.id: entry for entry in list_media(str(folder / "all.parquet")).entries}
+    assert all(whole[entry.id] == entry for entry in found.listing.entries)
+
+
+def test_several_files_and_few_row_groups(folder, tmp_path):
+    for name in ("one.parquet", "two.parquet"):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        write(tmp_path / "tables", name, 1)
+        table = pq.read_table(tmp_path / "tables" / name)
+        files = pa.array([f"{folder}/{file}" for file in table["file"].to_pylist()])
+        pq.write_table(table.set_column(0, "file", files), tmp_path / "tables" / name)
+    found = sample_media(str(tmp_path / "tables"), most=10)
+    assert (found.rows, found.total) == (10, 2 * ROWS)
+    assert len(found.listing.entries) == 5  # a file that both name is one sample
+
+
+def test_what_is_not_too_long_or_no_such_manifest_is_listed_as_ever(folder):
+    write(folder, "all.parquet", 2)
+    assert sample_media(str(folder / "all.parquet"), most=2 * ROWS) is None
+    assert sample_media(str(folder), most=1) is None  # a folder of media
+
+
+def test_nothing_usable(folder, tmp_path):
+    write(tmp_path, "lost.parquet", 2)
+    with pytest.raises(UserError, match="none of 10 entries"):
+        sample_media(str(tmp_path / "lost.parquet"), most=10)
+
+
+def test_files_asked_for_one_by_one_are_those_of_a_listing(s3):
+    fs = fsspec.filesystem("s3")
+    names = [f"{s3}/sampled/{k}.png" for k in range(3)]
+    for name in names:
+        fs.pipe(name, png(1))
+    place = find_place(f"{s3}/sampled")
+    paths = [file.path for file in place.files.values()]
+    assert stat_each(place.fs, [*paths, paths[0] + ".gone"]) == stat_files(place.fs, paths)
