@@ -4,7 +4,9 @@ P parameters on s shards (Rajbhandari et al. 2020, Sec. 3): 4 P / s bytes each o
 and averages, 4 or 8 P / s of the optimiser's moments. Without shards, bfloat16 work on float32
 weights takes a copy of all of them, 2 P; with shards, the blocks' weights are gathered one after
 another, the next while one computes, and the gradient of one is whole before it is scattered. What
-is computed with and what the optimiser works with is not there at the same time.
+is computed with and what the optimiser works with is not there at the same time. Where adapters
+alone are trained, P counts these for all but the weights; what a frozen layer need not keep of its
+input is not taken off.
 """
 
 from dataclasses import dataclass, fields
@@ -56,10 +58,10 @@ def memory_of(step: Step) -> Memory:
 
 def memory_for(step: Step, sample: Sample) -> Memory:
     """With micro-batches of this bucket."""
-    share = step.weights.total / step.layout.holders
+    share = step.trained / step.layout.holders
     local, forward = step.local(sample), sample.forward
     return Memory(
-        weights=4 * share,
+        weights=4 * step.held / step.layout.holders,
         gradients=4 * share,
         optimizer=4 * moments(step) / step.layout.holders,
         averages=4 * step.averages * share,
@@ -72,7 +74,7 @@ def memory_for(step: Step, sample: Sample) -> Memory:
 
 def moments(step: Step) -> int:
     """Numbers an optimiser keeps beside the weights."""
-    twice = 2 * step.weights.total
+    twice = 2 * step.trained
     return twice - step.weights.hidden if step.optimizer == "muon" else twice
 
 
@@ -82,7 +84,7 @@ def _working(step: Step) -> float:
         return low * weights.total if low < 4 else 0  # autocast casts every weight once
     # The rest stays gathered; its gradient and a block's are whole, and again while they are sent.
     gathered = weights.rest + 2 * weights.largest_block
-    whole = max(weights.rest, weights.largest_block)
+    whole = max(weights.rest, weights.largest_block) * step.trained / weights.total
     return low * gathered + (low + 4) * whole
 
 

@@ -34,6 +34,7 @@ class Step:
         averages: moving averages of the weights.
         compute_bytes: of a number in the forward and backward pass; masters have 4.
         checkpointing: what the forward pass keeps.
+        adapters: weights of low-rank adapters, if they alone are trained.
     """
 
     weights: Weights
@@ -45,6 +46,17 @@ class Step:
     averages: int
     compute_bytes: int
     checkpointing: Checkpointing
+    adapters: int | None = None
+
+    @property
+    def held(self) -> int:
+        """Weights in all."""
+        return self.weights.total + (self.adapters or 0)
+
+    @property
+    def trained(self) -> int:
+        """Weights that have gradients, moments and averages."""
+        return self.weights.total if self.adapters is None else self.adapters
 
     @property
     def rounds(self) -> int:
@@ -62,8 +74,10 @@ class Step:
         return self.micro_samples[sample.bucket] * part
 
     def flops(self, sample: Sample) -> int:
-        """Of one sample's training: the backward pass is two forward passes. No recomputation."""
-        return 3 * sample.forward.flops
+        """Of one sample's training: the backward pass is two forward passes, or one where weights
+        are frozen. No recomputation, and nothing for adapters.
+        """
+        return (3 if self.adapters is None else 2) * sample.forward.flops
 
     def recomputed_flops(self, sample: Sample) -> int:
         """Of what full checkpointing computes again; selective repeats pointwise work alone."""

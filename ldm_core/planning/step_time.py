@@ -103,14 +103,14 @@ def _link(on: Accelerator, span: int) -> float:
 def _shards(step: Step, on: Accelerator) -> float:
     """Seconds to gather weights twice and to scatter their gradients once."""
     n = step.layout.holders
-    moved = (2 * step.compute_bytes + 4) * step.weights.total * (n - 1) / n
+    moved = (2 * step.compute_bytes * step.held + 4 * step.trained) * (n - 1) / n
     return moved / _link(on, n)
 
 
 def _replicas(step: Step, on: Accelerator) -> float:
     """Seconds to add up the gradients of all who hold the same share of the weights."""
     n = step.layout.world // step.layout.holders
-    moved = 2 * 4 * step.weights.total / step.layout.holders * (n - 1) / n
+    moved = 2 * 4 * step.trained / step.layout.holders * (n - 1) / n
     return moved / _link(on, step.layout.world if n > 1 else 1)
 
 
@@ -124,7 +124,7 @@ def _exchange(step: Step, sample: Sample, on: Accelerator) -> float:
 
 def _update(step: Step, on: Accelerator, rate: float) -> float:
     """Seconds to read gradients, and to read and write weights, moments and averages."""
-    numbers = (3 + 2 * step.averages) * step.weights.total + 2 * moments(step)
+    numbers = (3 + 2 * step.averages) * step.trained + 2 * moments(step)
     moved = 4 * numbers / step.layout.holders / (LINK_SHARE * on.memory_gbs * 1e9)
     shared = muon_flops(step.weights.matrices) if step.optimizer == "muon" else 0
     return moved + shared / step.layout.world / rate

@@ -12,10 +12,26 @@ from torch import Tensor, nn
 
 from ldm_core.errors import UserError
 
-ATTENTION = ("attention.qkv", "attention.out", "image.qkv", "image.out", "text.qkv", "text.out")
+_ATTENTION = ("attention", "image", "text")  # what owns the projections in a block, if not itself
 
 
-def add_lora(network: nn.Module, rank: int, alpha: int, targets: Sequence[str] = ATTENTION) -> None:
+def attention_layers(network: nn.Module) -> list[str]:
+    """Names of the layers that make queries, keys and values of tokens, and that mix the results.
+
+    Those Hu et al. 2021 adapt (Sec. 4.2), in every block of a transformer of ours.
+    """
+
+    def is_one(name: str) -> bool:
+        owner, own = ["", *name.split(".")][-2:]
+        return own in ("qkv", "out") and (owner in _ATTENTION or owner.isdigit())
+
+    named = network.named_modules()
+    return [name for name, layer in named if isinstance(layer, nn.Linear) and is_one(name)]
+
+
+def add_lora(
+    network: nn.Module, rank: int, alpha: int, targets: Sequence[str] | None = None
+) -> None:
     """Put adapters on the linear layers whose names end so, in place; the rest is frozen.
 
     Needs `peft`. A's draws are those of torch's default generator.
@@ -24,7 +40,7 @@ def add_lora(network: nn.Module, rank: int, alpha: int, targets: Sequence[str] =
         network: with the weights it is to begin with, before it is sharded.
         rank: r.
         alpha: of the scale alpha / r.
-        targets: ends of names, such as "attention.qkv" or "mlp.out".
+        targets: ends of names, such as "attention.qkv" or "mlp.out"; None are the attention's.
 
     Raises:
         UserError: no layer is called so, or peft is not installed.
@@ -34,13 +50,16 @@ def add_lora(network: nn.Module, rank: int, alpha: int, targets: Sequence[str] =
         from peft.tuners.lora import Linear
     except ImportError as error:
         raise UserError("LoRA needs peft, which is not here: pip install peft") from error
-    names = [name for name, _ in network.named_modules() if name.endswith(tuple(targets))]
+    names = attention_layers(network)
+    if targets is not None:
+        names = [name for name, _ in network.named_modules() if name.endswith(tuple(targets))]
     if not names:
+        wanted = ", ".join(targets or ("qkv", "out"))
         raise UserError(
-            f"no layer of {type(network).__name__} has a name that ends in {', '.join(targets)}: "
+            f"no layer of {type(network).__name__} has a name that ends in {wanted}: "
             "name some of its linear layers as LoRA's targets"
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0)
     config._register_custom_module({nn.Linear: _with_adapted_weight(Linear)})
     # in a box, as peft would take a configuration of ours for one of transformers'
     inject_adapter_in_model(config, nn.ModuleDict({"network": network}))

@@ -130,7 +130,9 @@ def parallelise(
 
 
 def _fewest_rows(blocks: list[nn.Module]) -> int | None:
-    matrices = [w for block in blocks for w in block.parameters() if w.ndim == 2]
+    """Of a matrix; an adapter's are few, and AdamW needs none on every worker."""
+    named = [pair for block in blocks for pair in block.named_parameters()]
+    matrices = [weight for name, weight in named if weight.ndim == 2 and "lora_" not in name]
     return min((len(matrix) for matrix in matrices), default=None)
 
 
