@@ -80,19 +80,39 @@ def export_diffusers(
     Raises:
         UserError: no such average, or diffusers has no class that computes what the network does.
     """
-    if not isinstance(config, MMDiTConfig):
-        kind = type(config).__name__.removesuffix("Config")
-        raise UserError(
-            f"a {kind} is no model of diffusers': export a model directory, or train an MMDiT, "
-            "which is a Stable Diffusion 3 or a Flux there"
-        )
-    model = to_diffusers(config, trained_weights(checkpoint, average))
+    _check_diffusers(config)
+    save_diffusers(config, trained_weights(checkpoint, average), uri)
+
+
+def save_diffusers(config: BaseModel, weights: Mapping[str, Tensor], uri: str) -> str:
+    """Write a network's weights as a diffusers transformer; returns the name of its class there.
+
+    Args:
+        config: of the network.
+        weights: its state, by name.
+        uri: local folder or remote prefix.
+
+    Raises:
+        UserError: diffusers has no class that computes what the network does.
+    """
+    model = to_diffusers(_check_diffusers(config), weights)
     if not is_remote(uri):
         model.save_pretrained(uri)
-        return
-    with tempfile.TemporaryDirectory(prefix="ldm-") as folder:
-        model.save_pretrained(folder)
-        upload_folder(folder, uri)
+    else:
+        with tempfile.TemporaryDirectory(prefix="ldm-") as folder:
+            model.save_pretrained(folder)
+            upload_folder(folder, uri)
+    return type(model).__name__
+
+
+def _check_diffusers(config: BaseModel) -> MMDiTConfig:
+    if isinstance(config, MMDiTConfig):
+        return config
+    kind = type(config).__name__.removesuffix("Config")
+    raise UserError(
+        f"a {kind} is no model of diffusers': export a model directory, or train an MMDiT, "
+        "which is a Stable Diffusion 3 or a Flux there"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,24 @@ weights = average_of_length(join(root, "snapshots"), 0.075)
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm_core.errors import UserError
+from ldm_core.training.checkpoint_folder import Checkpoint
 from ldm_core.training.checkpoint_newest import sound
 from ldm_core.training.checkpoint_state import AVERAGE
 from ldm_core.training.checkpoint_tensors import read_tensors
-from ldm_core.training.power_ema import PowerEma, power_exponent, snapshot_shares
+from ldm_core.training.power_ema import (
+    PowerEma,
+    power_exponent,
+    profile_error,
+    snapshot_shares,
+)
 
 
 def snapshot(averages: Mapping[str, PowerEma]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -32,6 +39,48 @@ def snapshot(averages: Mapping[str, PowerEma]) -> tuple[dict[str, Tensor], dict[
     }
     profiles = {title: [a.updates, a.exponent] for title, a in averages.items()}
     return tensors, {"profiles": profiles}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An average as it was on the way.
+
+    Attributes:
+        checkpoint: that holds it.
+        title: its name there.
+        time: updates that made it.
+        exponent: of its profile.
+    """
+
+    checkpoint: Checkpoint
+    title: str
+    time: float
+    exponent: float
+
+    def weights(self) -> dict[str, Tensor]:
+        """By name, in host memory."""
+        return read_tensors(self.checkpoint, f"{AVERAGE}{self.title}/")
+
+
+def snapshots_at(root: str, told: Callable[[str], None] = warnings.warn) -> list[Snapshot]:
+    """All averages that were kept there, the newest first.
+
+    Args:
+        root: of the snapshots; damaged ones are told of and left out.
+        told: is given one line for each damaged snapshot.
+
+    Raises:
+        UserError: no snapshots there.
+    """
+    kept = [
+        Snapshot(checkpoint, title, float(time), float(exponent))
+        for checkpoint in sound(root, told)
+        for title, (time, exponent) in checkpoint.state["profiles"].items()
+        if time
+    ]
+    if not kept:
+        raise UserError(f"no snapshots at {root}: averages after the fact need some of the way")
+    return kept
 
 
 def average_of_length(
@@ -47,22 +96,29 @@ def average_of_length(
     Raises:
         UserError: no snapshots there.
     """
-    kept = [
-        (checkpoint, title, float(time), float(exponent))
-        for checkpoint in sound(root, told)
-        for title, (time, exponent) in checkpoint.state["profiles"].items()
-        if time
-    ]
-    if not kept:
-        raise UserError(f"no snapshots at {root}: averages after the fact need some of the way")
-    times, exponents = (torch.tensor([k[i] for k in kept], dtype=torch.float64) for i in (2, 3))
-    shares = snapshot_shares(times, exponents, float(times.max()), power_exponent(std))
+    return average_of(snapshots_at(root, told), std)[0]
+
+
+def average_of(kept: Sequence[Snapshot], std: float) -> tuple[dict[str, Tensor], float]:
+    """The average with another width at the last of some snapshots, in host memory.
+
+    Returns:
+        The weights, and how far the profile they are averaged with is from the one of that width:
+        the L2 norm of the difference over that of the profile.
+    """
+    times, exponents = (
+        torch.tensor([getattr(each, name) for each in kept], dtype=torch.float64)
+        for name in ("time", "exponent")
+    )
+    latest, wanted = int(times.argmax()), power_exponent(std)
+    time = float(times[latest])
+    shares = snapshot_shares(times, exponents, time, wanted)
     total: dict[str, Tensor] = {}
-    latest = int(times.argmax())
-    last = read_tensors(kept[latest][0], f"{AVERAGE}{kept[latest][1]}/")
-    for share, (checkpoint, title, _, _) in zip(shares.tolist(), kept, strict=True):
-        for name, value in read_tensors(checkpoint, f"{AVERAGE}{title}/").items():
+    for share, each in zip(shares.tolist(), kept, strict=True):
+        for name, value in each.weights().items():
             if value.is_floating_point():
                 term = share * value.double()
                 total[name] = total[name] + term if name in total else term
-    return {name: total[name].to(w.dtype) if name in total else w for name, w in last.items()}
+    last = kept[latest].weights()
+    weights = {name: total[name].to(w.dtype) if name in total else w for name, w in last.items()}
+    return weights, profile_error(times, exponents, shares, time, wanted)

@@ -101,6 +101,24 @@ def snapshot_shares(times: Tensor, exponents: Tensor, time: float, exponent: flo
     return shares / shares.sum()
 
 
+def profile_error(
+    times: Tensor, exponents: Tensor, shares: Tensor, time: float, exponent: float
+) -> float:
+    """How far shares of some profiles are from a wanted one: |sum s_i p_i - p| / |p| in L2.
+
+    Args:
+        times, exponents: (n,) of the profiles.
+        shares: (n,) of them.
+        time, exponent: wanted.
+    """
+    wanted = torch.tensor([[time], [exponent]], dtype=torch.float64)
+    own = profile_products(wanted[0], wanted[1], wanted[0], wanted[1])[0, 0]
+    between = profile_products(times, exponents, wanted[0], wanted[1])[:, 0]
+    among = profile_products(times, exponents, times, exponents)
+    squared = shares @ among @ shares - 2 * shares @ between + own
+    return float((squared / own).clamp(min=0).sqrt())
+
+
 def combine_snapshots(snapshots: list[dict[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
     """The weighted sum of snapshots, in float64 and back; what is not floating is the last's."""
     combined = dict(snapshots[-1])

@@ -6,9 +6,14 @@ from torch import nn
 
 from ldm_core.errors import UserError
 from ldm_core.training.checkpoint_retention import Retention
-from ldm_core.training.checkpoint_snapshots import average_of_length, snapshot
+from ldm_core.training.checkpoint_snapshots import (
+    average_of,
+    average_of_length,
+    snapshot,
+    snapshots_at,
+)
 from ldm_core.training.checkpoints import Checkpoints
-from ldm_core.training.power_ema import PowerEma
+from ldm_core.training.power_ema import PowerEma, power_exponent, snapshot_shares
 
 WIDTHS = {"0.05": 0.05, "0.10": 0.10}
 
@@ -36,6 +41,29 @@ def test_the_average_that_was_not_kept(tmp_path):
     found = average_of_length(str(tmp_path), 0.075)
     moved = (wanted.shadow["weight"] - network.weight).norm()
     assert (found["weight"] - wanted.shadow["weight"]).norm() < 0.02 * moved
+
+
+def test_how_far_the_profile_is_from_the_one_asked_for(tmp_path):
+    """Profiles as they are, on a fine grid of times, without the closed form of their products."""
+    walk(str(tmp_path), every=32)
+    kept = snapshots_at(str(tmp_path))
+    grid = (torch.arange(200_000, dtype=torch.float64) + 0.5) * 128 / 200_000
+
+    def profile(time: float, exponent: float) -> torch.Tensor:
+        weight = (exponent + 1) / time * (grid / time) ** exponent
+        return torch.where(grid < time, weight, 0)
+
+    errors = {}
+    for std in (0.05, 0.075, 0.2):
+        errors[std] = average_of(kept, std)[1]
+        times, exponents = ([getattr(k, of) for k in kept] for of in ("time", "exponent"))
+        wanted = power_exponent(std)
+        shares = snapshot_shares(torch.tensor(times), torch.tensor(exponents), 128, wanted)
+        pairs = zip(shares.tolist(), times, exponents, strict=True)
+        made = sum(share * profile(time, exponent) for share, time, exponent in pairs)
+        aim = profile(128, wanted)
+        assert errors[std] == pytest.approx(float((made - aim).norm() / aim.norm()), abs=1e-4)
+    assert errors[0.05] < 1e-6 < errors[0.075] < errors[0.2]
 
 
 def test_a_damaged_snapshot_is_left_out_and_named(tmp_path):
