@@ -1,7 +1,7 @@
 # In the order of use. Everything runs from .venv, which `setup` makes.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: setup demo test test-slow test-s3 bench-samplers bench-backbone bench-encode bench-reader bench-train check format clean
+.PHONY: setup demo test test-slow test-s3 bench-samplers bench-backbone bench-encode bench-reader bench-train bench-learning check format clean
 
 setup: .venv/.ready  ## the virtual environment, versions locked in infra/constraints.txt
 
@@ -39,6 +39,9 @@ bench-reader: setup  ## the training reader against Ray Data and a DataLoader, l
 
 bench-train: setup  ## the training loop against its network alone and a plain loop of diffusers' kind
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_train.py $(ARGS)
+
+bench-learning: setup  ## what image-s learns in minutes, choice by choice; ARGS="--minutes 20"
+	$(BIN)/python tests/benchmarks/bench_learning.py $(ARGS)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .
