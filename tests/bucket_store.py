@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from small_store import AUTOENCODER, CLIP, T5, sample_row, text_rows
+from written_stores import laid_down
 
 from ldm_core.latents.describe import describe
 from ldm_core.latents.manifest import LatentStatistics
@@ -48,12 +49,27 @@ def bucket_store(
         texts_of: rows of a file of texts.
         shapes: of each bucket's latents.
     """
+    buckets = tuple((bucket, count, shapes[bucket]) for bucket, count in counts.items())
+    options = (group, prefix, logvar, tuple(captions), statistics, texts_of)
+    return laid_down(uri, _write, buckets, *options)
+
+
+def _write(
+    uri: str | Path,
+    buckets: Sequence[tuple[str, int, tuple[int, ...]]],
+    group: int,
+    prefix: str,
+    logvar: float,
+    captions: Sequence[str],
+    statistics: LatentStatistics | None,
+    texts_of: int,
+) -> None:
     store = LatentStore(str(uri))
     store.create()
     noise = np.random.default_rng(0)
-    for bucket, count in counts.items():
+    for bucket, count, shape in buckets:
         rows = [
-            _row(f"{prefix}{bucket}-{k:04d}", bucket, shapes[bucket], noise, logvar, captions, k)
+            _row(f"{prefix}{bucket}-{k:04d}", bucket, shape, noise, logvar, captions, k)
             for k in range(count)
         ]
         for start in range(0, count, group):
@@ -61,7 +77,7 @@ def bucket_store(
     told = [row for text in sorted({*captions, ""}) for row in text_rows(text)]
     for start in range(0, len(told), texts_of):
         add(store, "texts", told[start : start + texts_of], f"texts-{start}")
-    return publish(store, statistics)
+    publish(store, statistics)
 
 
 def add(store: LatentStore, table: str, rows: list[dict[str, object]], shard: str) -> None:

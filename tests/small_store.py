@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from written_stores import laid_down
 
 from ldm_core.latents.describe import describe
 from ldm_core.latents.manifest import EncoderEntry
@@ -93,6 +94,18 @@ def small_store(
     parts: int = 3,
 ) -> StoreVersion:
     """Publish `count` samples of random latents; sample i has `captions[i % len(captions)]`."""
+    return laid_down(uri, _write, count, shape, logvar, captions, parts, AUTOENCODER)
+
+
+def _write(
+    uri: str | Path,
+    count: int,
+    shape: tuple[int, int, int],
+    logvar: float,
+    captions: tuple[tuple[str, ...], ...],
+    parts: int,
+    autoencoder: EncoderEntry,
+) -> None:
     store = LatentStore(str(uri))
     store.create()
     noise = np.random.default_rng(0).normal(size=(count, *shape))
@@ -111,7 +124,7 @@ def small_store(
     texts = sorted({text for group in captions for text in group} | {""})
     table = pa.Table.from_pylist([row for text in texts for row in text_rows(text)], schema=TEXTS)
     store.commit("texts", [store.write_part("texts", table, "texts")], "texts")
-    return _publish(store)
+    _publish(store, autoencoder)
 
 
 def add_sample(store: LatentStore, id: str, caption: str) -> StoreVersion:
@@ -121,9 +134,9 @@ def add_sample(store: LatentStore, id: str, caption: str) -> StoreVersion:
     for name, rows, schema in (("samples", [row], SAMPLES), ("texts", text_rows(caption), TEXTS)):
         part = store.write_part(name, pa.Table.from_pylist(rows, schema=schema), id)
         store.commit(name, [part], id)
-    return _publish(store)
+    return _publish(store, AUTOENCODER)
 
 
-def _publish(store: LatentStore) -> StoreVersion:
-    store.publish(describe(store, AUTOENCODER, (T5, CLIP), 128, 1, None))
+def _publish(store: LatentStore, autoencoder: EncoderEntry) -> StoreVersion:
+    store.publish(describe(store, autoencoder, (T5, CLIP), 128, 1, None))
     return store.open_version()

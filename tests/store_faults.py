@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import small_store as small
+from written_stores import laid_down
 
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts, autoencoder_facts
 from ldm_core.latents.manifest import EncoderEntry
@@ -25,12 +26,15 @@ def sound_store(
     uri: str | Path, count: int = 12, autoencoder: EncoderEntry = IDENTITY, **options: Any
 ) -> StoreVersion:
     """A small store, by default in pixel space, with two rejects."""
+    return laid_down(uri, _write, count, autoencoder, *options.items())
+
+
+def _write(uri: str, count: int, autoencoder: EncoderEntry, *options: tuple[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(small, "AUTOENCODER", autoencoder)
-        store = small.small_store(uri, count, **{"shape": (3, 4, 4), **options}).store
+        store = small.small_store(uri, count, **{"shape": (3, 4, 4), **dict(options)}).store
         add_rows(store, "rejects", [reject("a.txt"), reject("b.txt")], "rejects")
         store.publish(small.describe(store, autoencoder, (small.T5, small.CLIP), 128, 1, None))
-    return store.open_version()
 
 
 def reject(id: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import polars
 import pytest
 from deltalake import DeltaTable
 from store_faults import add_sample, data_files, sound_store
+from written_stores import laid_down
 
 from ldm_core.files import read_bytes
 from ldm_core.latents.card import store_card, write_card
@@ -21,15 +22,19 @@ from ldm_core.latents.store import StoreVersion
 @pytest.fixture
 def version(tmp_path: Path) -> StoreVersion:
     """Not the present state of the tables, whose files are of three kinds of writers."""
-    store = sound_store(tmp_path / "store").store  # Polars finds no files in "a store"
+    store = laid_down(tmp_path / "store", write).store  # Polars finds no files in "a store"
+    return store.open_version(store.versions()[-2])
+
+
+def write(uri: str) -> None:
+    store = sound_store(uri).store
     add_sample(store, "new.png", "a caption with ' and \"")
     compact(store, "samples", 2**20)
     publish_compacted(store)
     add_sample(store, "other.png")
     store.delete("samples", keys("000.png", "new.png"))
-    version = add_sample(store, "last.png")
+    add_sample(store, "last.png")
     add_sample(store, "later.png")
-    return version
 
 
 def keys(*ids: str):

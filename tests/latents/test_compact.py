@@ -1,6 +1,5 @@
 """Other files, the same rows, whoever writes meanwhile."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from child_processes import PROCESSES
 from store_faults import Rows, add_rows, change_rows, data_files, reject, sound_store
 
 from ldm_core.files import read_bytes
@@ -22,8 +22,6 @@ from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.vacuum import plan_vacuum
 from ldm_core.latents.verify import verify
 
-PROCESSES = multiprocessing.get_context("forkserver")  # delta-rs' threads do not survive a fork
-PROCESSES.set_forkserver_preload(["ldm_core.latents.verify"])
 MB = 2**20
 
 
@@ -286,7 +284,7 @@ class TestKilled:
 
 class TestWritersMeanwhile:
     def test_eight_writers_and_two_compactions_at_a_time(self, version):
-        store, writers, rounds = version.store, 8, 4
+        store, writers, rounds = version.store, 8, 2
         gate = PROCESSES.Barrier(writers + 2)
         each = [
             PROCESSES.Process(target=append, args=(store.uri, w, rounds, gate))

@@ -1,6 +1,5 @@
 """What goes and what stays; the process is killed for real, at any of its removals."""
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -10,7 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from child_processes import PROCESSES
 from store_faults import add_sample, data_files, reject, sound_store
+from written_stores import laid_down
 
 from ldm_core.errors import UserError
 from ldm_core.latents import vacuum as vacuum_module
@@ -20,22 +21,23 @@ from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.vacuum import DataFile, plan_vacuum, vacuum
 from ldm_core.latents.verify import verify
 
-PROCESSES = multiprocessing.get_context("forkserver")  # delta-rs' threads do not survive a fork
-PROCESSES.set_forkserver_preload(["ldm_core.latents.verify"])
 HOUR = 3600.0
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> LatentStore:
     """Versions 1 (without rejects) to 5: of rows added, removed, and in other files."""
-    store = sound_store(tmp_path / "a store").store
+    return laid_down(tmp_path / "a store", five_versions).store
+
+
+def five_versions(uri: str) -> None:
+    store = sound_store(uri).store
     add_sample(store, "new.png", "a new caption")
     store.delete("samples", pa.table({"id": ["001.png", "new.png"]}))
     add_sample(store, "other.png")
     compact(store, "samples", 2**20)
     publish_compacted(store)
     assert store.versions() == [1, 2, 3, 4, 5]
-    return store
 
 
 def holds(version: StoreVersion) -> bool:
@@ -157,13 +159,17 @@ def test_without_a_version_there_is_nothing_to_keep(tmp_path):
         plan_vacuum(LatentStore(str(tmp_path)))
 
 
-def test_on_s3(s3):
-    store = sound_store(f"{s3}/vacuum/a store").store
+def with_an_uncommitted_file(uri: str) -> None:
+    store = sound_store(uri).store
     add_sample(store, "new.png")
     store.delete("samples", pa.table({"id": ["001.png"]}))
     row = pa.Table.from_pylist([reject("c.txt")], schema=TABLES["rejects"])
     store.write_part("rejects", row, "young")
     add_sample(store, "other.png")
+
+
+def test_on_s3(s3):
+    store = laid_down(f"{s3}/vacuum/a store", with_an_uncommitted_file).store
     plan = plan_vacuum(store, 1)
     assert (len(plan.superseded), len(plan.young)) == (1, 1)
     vacuum(store, plan)
@@ -195,7 +201,7 @@ def vacuum_and_die(uri: str, keep: int, removals: int, after: bool) -> None:
 
 def test_whenever_it_is_killed_every_listed_version_has_all_its_files(store):
     rng = random.Random(0)
-    for round in range(12):
+    for round in range(6):
         gone = rng.choice(store.table("samples", columns=["id"])["id"].to_pylist())
         store.delete("samples", pa.table({"id": [gone]}))
         for k in range(2):
