@@ -4,14 +4,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ldm_core.backbones.dit import DiT
 from ldm_core.backbones.mmdit import MMDiT
 from ldm_core.reading.stream import StreamReader
+from ldm_core.training.adapter_weights import AdaptersOf, apart, with_added
 from ldm_core.training.averages import Averages
 from ldm_core.training.ema import Ema
 from ldm_core.training.guard import SpikeGuard
 from ldm_core.training.layout import Layout
+from ldm_core.training.lora import add_lora
 from ldm_core.training.optimizers import Optimizers, adamw, hidden_matrices, muon_and_adamw
 from ldm_core.training.parallel import Parallel, parallelise
 from ldm_core.training.power_ema import PowerEma
@@ -21,7 +24,7 @@ from ldm_core.training.schedules import (
     warmup_then_cosine,
     warmup_then_decay,
 )
-from ldm_core.training.shards import deal_out
+from ldm_core.training.shards import deal_out, whole_weights
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.backbones import BackboneConfig, backbone_config, lists_of_blocks, new_backbone
 from pipelines.model_uri import model_uri
@@ -51,7 +54,10 @@ def arranged(
     """
     section, sharded = recipe.train, layout.holders > 1
     with torch.device("meta" if sharded else "cpu"):
-        network = new_backbone(config) if sharded else new_weights(recipe, config)
+        if sharded:
+            network = with_adapters(section, new_backbone(config))
+        else:
+            network = new_weights(recipe, config)
     if not sharded:
         network.to(device)
     parallel = parallelise(
@@ -78,6 +84,16 @@ def new_weights(recipe: Recipe, config: BackboneConfig) -> DiT | MMDiT:
         from ldm_core.model_export import initial_weights  # here: diffusers takes seconds
 
         initial_weights(model_uri(recipe.train.initial)).load_into(network)
+    return with_adapters(recipe.train, network)
+
+
+def with_adapters(section: TrainSection, network: DiT | MMDiT) -> DiT | MMDiT:
+    """The network, with the adapters that alone are trained if the recipe wants some.
+
+    Their alpha is their rank, so what is added is B A itself.
+    """
+    if section.lora_rank is not None:
+        add_lora(network, section.lora_rank, alpha=section.lora_rank)
     return network
 
 
@@ -96,9 +112,13 @@ def new_update(recipe: Recipe, parallel: Parallel) -> TrainingStep:
 
 
 def _optimizers(recipe: Recipe, parallel: Parallel) -> Optimizers:
-    """AdamW, and in its place Muon for the matrices of attention and MLP."""
+    """AdamW, and in its place Muon for the matrices of attention and MLP.
+
+    Adapters have AdamW: Muon makes an update's singular values alike, and of a factor of a matrix
+    of low rank that says nothing about the matrix.
+    """
     section, network = recipe.train, parallel.network
-    if section.optimizer == "adamw":
+    if section.optimizer == "adamw" or section.lora_rank is not None:
         return adamw(network, section.learning_rate, section.weight_decay)
     return muon_and_adamw(
         network,
@@ -112,10 +132,27 @@ def _optimizers(recipe: Recipe, parallel: Parallel) -> Optimizers:
 
 
 def new_averages(section: TrainSection, network: torch.nn.Module) -> Averages:
-    """The model, and whatever other averages the recipe wants."""
-    others: dict[str, Any] = {f"{decay:g}": Ema(network, decay) for decay in section.ema_decays}
-    powers = {power_name(std): PowerEma(network, std) for std in section.ema_lengths}
-    return Averages({MODEL: Ema(network, section.ema_decay), **others, **powers})
+    """The model, and whatever other averages the recipe wants; of adapters if there are some."""
+    seen = network if section.lora_rank is None else AdaptersOf(network)
+    others: dict[str, Any] = {f"{decay:g}": Ema(seen, decay) for decay in section.ema_decays}
+    powers = {power_name(std): PowerEma(seen, std) for std in section.ema_lengths}
+    return Averages({MODEL: Ema(seen, section.ema_decay), **others, **powers})
+
+
+def model_weights(
+    section: TrainSection, network: torch.nn.Module, averages: Averages, keep: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The model as it is now, whole, in main memory, on the workers that `keep` it; all call this.
+
+    Returns:
+        Averaged weights by the names of a network without adapters; and the averaged adapters that
+        are merged into them, if there are some.
+    """
+    averaged = averages[MODEL].state_dict()
+    if section.lora_rank is None:
+        return whole_weights(averaged, keep), {}
+    base, adapters = apart(whole_weights({**network.state_dict(), **averaged}, keep))
+    return with_added(base, adapters, scale=1.0), adapters
 
 
 def power_name(std: float) -> str:

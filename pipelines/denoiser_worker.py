@@ -17,13 +17,12 @@ from ldm_core.reading.stream import StreamReader
 from ldm_core.training.layout import Layout
 from ldm_core.training.parallel import Parallel
 from ldm_core.training.prefetch import prefetch
-from ldm_core.training.shards import whole_weights
 from ldm_core.training.step import StepResult
 from pipelines.backbones import BackboneConfig
 from pipelines.denoiser_network import (
-    MODEL,
     arranged,
     fitting,
+    model_weights,
     new_averages,
     new_update,
     rate_at,
@@ -122,6 +121,7 @@ class DenoiserTraining:
         Its weights are validated again: the loss of its step may not have come in time.
         """
         first = self.resuming.restore()
+        self.snapshots.begin(first)
         self.ending.go_on_from(first)
         if first and self.ending.comes_at(first):
             self.last = first
@@ -190,7 +190,7 @@ class DenoiserTraining:
 
     def judge(self, done: int, loss: bool, pictures: bool) -> None:
         """Hand the averaged weights over. The last ones' loss is the model's."""
-        weights = whole_weights(self.averages[MODEL].state_dict(), keep=self.first_worker)
+        weights, _ = model_weights(self.section, self.network, self.averages, self.first_worker)
         needed = loss and (self.section.patience is not None or done == self.last)
         if loss:
             self.ending.asked(done)
@@ -226,7 +226,9 @@ class DenoiserTraining:
         for."""
         self.resuming.wait()
         self.snapshots.wait()
-        weights = whole_weights(self.averages[MODEL].state_dict(), keep=self.first_worker)
+        weights, adapters = model_weights(
+            self.section, self.network, self.averages, self.first_worker
+        )
         if not self.judged:
             return {}
         parameters = sum(weight.numel() for weight in self.network.parameters())
@@ -235,7 +237,9 @@ class DenoiserTraining:
             summary["ended"] = self.ending.reason(self.last)
         statistics = self.reader.statistics
         version, shapes = self.data.version, self.reader.shapes
-        digest = save_teacher(self.done(), version, self.config, statistics, weights, shapes)
+        digest = save_teacher(
+            self.done(), version, self.config, statistics, weights, shapes, adapters
+        )
         self.judged.wait()
         summary |= self.validated()
         return {**summary, **self.figures.meter.mean(), "digest": digest}

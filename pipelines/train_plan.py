@@ -22,6 +22,7 @@ from ldm_core.planning.search import fits, fitting
 from ldm_core.planning.step import Sample, Step
 from ldm_core.planning.weights import weights_of
 from ldm_core.training.layout import Layout
+from ldm_core.training.lora import attention_layers
 from pipelines.backbones import (
     BackboneConfig,
     LatentShape,
@@ -83,13 +84,23 @@ def plan_training(recipe: Recipe, space: LatentSpace) -> TrainingPlan:
         layout=layout,
         micro_batches=section.parts,
         micro_samples=counts,
-        optimizer=section.optimizer,
+        optimizer=section.optimizer if section.lora_rank is None else "adamw",
         averages=1 + len(section.ema_decays) + len(section.ema_lengths),
         compute_bytes=dtype.itemsize,
         checkpointing=section.activation_checkpointing,
+        adapters=adapter_weights(network, section.lora_rank),
     )
     on = accelerator(section.accelerator) if section.accelerator else None
     return TrainingPlan(config, step, on)
+
+
+def adapter_weights(network: torch.nn.Module, rank: int | None) -> int | None:
+    """How many weights the adapters of a network have: r (in + out) for each layer with one."""
+    if rank is None:
+        return None
+    layers = dict(network.named_modules())
+    sides = (layers[name].get_parameter("weight").shape for name in attention_layers(network))
+    return sum(rank * (rows + columns) for rows, columns in sides)
 
 
 def fitting_backbone(section: TrainSection, space: LatentSpace) -> BackboneConfig:

@@ -37,6 +37,12 @@ def _lines(step: Step, section: TrainSection) -> Iterator[tuple[str, str]]:
     parts = [f"{count} {kind} {_millions(total)}" for kind, (count, total) in kinds.items()]
     total = ", ".join([*parts, f"the rest {_millions(rest)}"])
     yield "parameters", f"{_millions(weights.total)} of a {section.backbone}: {total}"
+    if step.adapters is not None:
+        yield (
+            "adapters",
+            f"{_millions(step.adapters)} of rank {section.lora_rank}: they alone are trained, by "
+            "AdamW, and have gradients, moments and averages",
+        )
     yield (
         "step",
         f"{step.micro_batches} micro-batches, {step.rounds} one after another on a device; "

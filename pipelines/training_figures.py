@@ -108,7 +108,8 @@ def new_figures(
     """As the recipe says."""
     on = accelerator(section.accelerator) if section.accelerator else None
     price = section.worker_hour_price or (on.hour_price if on else 0.0)
-    work = Work(config, reader.shapes, section.patch_size)
+    passes = 3 if section.lora_rank is None else 2
+    work = Work(config, reader.shapes, section.patch_size, passes)
     return Figures(parallel, work, on, price, section.log_every)
 
 
@@ -124,16 +125,22 @@ def memory_gib(device: torch.device) -> float:
 
 
 class Work:
-    """Tokens and FLOPs of batches, a multiply-add being 2 and a training step three forward passes.
+    """Tokens and FLOPs of batches, a multiply-add being 2 and a training step three forward passes,
+    or two where weights are frozen beside adapters.
 
     What activation checkpointing computes again is not counted. Captions count at the length they
     have in the batch: FLOPs are a polynomial of degree 2 in it, and three lengths tell which.
     """
 
     def __init__(
-        self, config: BackboneConfig, shapes: Mapping[str, tuple[int, ...]], patch_size: int
+        self,
+        config: BackboneConfig,
+        shapes: Mapping[str, tuple[int, ...]],
+        patch_size: int,
+        passes: int = 3,
     ) -> None:
         self.config, self.shapes, self.patch_size = config, dict(shapes), patch_size
+        self.passes = passes
         with torch.device("meta"):
             self._network: nn.Module = new_backbone(config)
         self._polynomial = cache(self._measured)
@@ -146,7 +153,7 @@ class Work:
         """Of forward and backward pass."""
         length = batch.condition.tokens.shape[1]
         a, b, c = self._polynomial(batch.bucket)
-        return 3 * len(batch) * (a + b * length + c * length**2)
+        return self.passes * len(batch) * (a + b * length + c * length**2)
 
     def _measured(self, bucket: str) -> tuple[float, float, float]:
         lengths = torch.tensor([2.0, 16.0, 128.0], dtype=torch.float64)

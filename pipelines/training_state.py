@@ -10,7 +10,8 @@ from typing import Any
 import ray
 import ray.train
 
-from ldm_core.files import join
+from ldm_core.files import remove
+from ldm_core.training.checkpoint_patience import patiently
 from ldm_core.training.checkpoint_ranks import Ranks
 from ldm_core.training.checkpoint_retention import Retention
 from ldm_core.training.checkpoint_snapshots import snapshot
@@ -19,6 +20,7 @@ from ldm_core.training.checkpoints import Checkpoints, SaveFailed
 from ldm_core.training.power_ema import PowerEma
 from ldm_core.training.step import TrainingStep
 from pipelines.ray_training import Job
+from pipelines.teacher_places import snapshots_place
 from pipelines.tracking import Run
 
 MOST_FAILED = 3  # saves in a row; each of them has tried for minutes
@@ -46,7 +48,9 @@ class Resuming:
         keep: int = 2,
     ) -> None:
         self.job, self.update = job, update
-        self.state = TrainingState(update.network, update.optimizers.all, averages)
+        self.state = TrainingState(
+            update.network, update.optimizers.all, averages, trained_only=True
+        )
         self.checkpoints = Checkpoints(
             job.checkpoints,
             architecture,
@@ -117,13 +121,20 @@ class Snapshots:
     ) -> None:
         self.powers = {n: each for n, each in averages.items() if isinstance(each, PowerEma)}
         self.checkpoints = Checkpoints(
-            join(f"{job.product}-snapshots", job.checkpoints.rpartition("/")[2]),
+            snapshots_place(job.product, job.checkpoints.rpartition("/")[2]),
             architecture,
             ranks=Ranks.together() if self.powers else Ranks(),
             retention=Retention(last=None),
             told=_tell,
             failed=_Forgiving(job.run, "failed_snapshots"),
         )
+
+    def begin(self, first: int) -> None:
+        """Training begins after `first` steps. Snapshots of another run that began anew under the
+        same settings, by force, are none of its own.
+        """
+        if self.powers and not first and self.checkpoints.ranks.rank == 0:
+            patiently(lambda: remove(self.checkpoints.root))
 
     def save(self, done: int) -> None:
         """Keep the averages after `done` steps; nothing if the recipe has none."""

@@ -92,6 +92,8 @@ class TrainSection(TrainingSection):
             pictures of the recipe's size. A store adds its own.
         initial: that training starts from: a model directory, by whose statistics latents are then
             normalised, or the folder of a diffusers transformer, which has the stores'.
+        lora_rank: of low-rank adapters on `initial`'s attention, which alone are trained, by AdamW
+            whatever `optimizer` says, and in the end merged; None trains all weights.
         store_version: of the recipe's store; None is the newest.
         mix: further stores.
         batch_size: samples of an optimiser step, of the main bucket.
@@ -138,6 +140,7 @@ class TrainSection(TrainingSection):
     positions: Literal["rotary", "fixed"] = "rotary"
     buckets: tuple[BucketName, ...] = ()
     initial: str | None = None
+    lora_rank: int | None = Field(None, ge=1)
     store_version: int | None = Field(None, ge=1)
     mix: tuple[StoreShare, ...] = ()
     steps: int = Field(800, ge=1)
@@ -216,6 +219,23 @@ class TrainSection(TrainingSection):
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide among {counted} {self.parts}: try "
                 f"batch_size {near} or another {counted}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters(self) -> "TrainSection":
+        """Refuse adapters on nothing, or in 8 bits."""
+        if self.lora_rank is None:
+            return self
+        if self.initial is None:
+            raise ValueError(
+                f"lora_rank {self.lora_rank} without initial: set initial to the model that the "
+                "adapters are for, or leave lora_rank out to train all weights"
+            )
+        if self.float8:
+            raise ValueError(
+                f"float8 with lora_rank {self.lora_rank}: float8 is of plain linear layers, which "
+                "adapted ones are not; leave one of them out"
             )
         return self
 
