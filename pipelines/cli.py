@@ -19,6 +19,7 @@ from pipelines.cli_options import (
     Verbose,
 )
 from pipelines.exit_codes import Commands
+from pipelines.export_command import export
 from pipelines.recipe_options import Arguments
 from pipelines.schedule_command import schedule
 from pipelines.stage_commands import add_stages
@@ -155,6 +156,9 @@ def serve(
     from pipelines.serving.serve_model import serve_forever
 
     serve_forever(uri, resolved.serve, name, verbose)
+
+
+app.command(rich_help_panel=MODELS)(export)
 
 
 def _serve_yaml(model: str, section: dict[str, Any], name: str | None) -> str:

@@ -16,7 +16,8 @@ from pipelines.exit_codes import JobFailed, exit_code
 from pipelines.recipes import RECIPES
 
 STAGES = ("autoencoder", "encode", "train", "distill", "evaluate")
-COMMANDS = ("shapes", *STAGES, "demo", "sample", "serve", "show", "submit", "store", "schedule")
+MODELS = ("sample", "serve", "export")
+COMMANDS = ("shapes", *STAGES, "demo", *MODELS, "show", "submit", "store", "schedule")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
