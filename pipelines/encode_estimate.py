@@ -59,6 +59,8 @@ class Estimate:
 
     def of_all(self, sampled: Sampled) -> "Estimate":
         """For a whole source of which this tells of some rows."""
+        if sampled.whole:
+            return self
         times = sampled.total / sampled.rows
         names = ("samples", "decode_s", "encode_s", "text_s", "bytes")
         larger = {name: times * getattr(self, name) for name in names}

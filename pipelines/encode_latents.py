@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
 from ldm_core.files import reach
 from ldm_core.latents.card import write_card
@@ -25,7 +26,7 @@ from ldm_core.latents.lock import locked
 from ldm_core.latents.manifest import EncoderEntry, LatentStatistics, Manifest
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.media.manifest_sample import Sampled
-from ldm_core.media.sources import sample_media
+from ldm_core.media.sources import look_at
 from pipelines.encode_changes import Changes, media_to_do, update
 from pipelines.encode_estimate import estimate
 from pipelines.encode_plan import Plan, describe_autoencoder, make_plan, missing_tiny_encoders
@@ -46,20 +47,11 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
         UserError: no usable pictures, no autoencoder, or a size the autoencoder cannot take.
     """
     recipe = recipe.located()
-    if options.dry_run:
-        for place in (recipe.data, recipe.root):
-            reach(place)
+    looked = _look(recipe) if options.dry_run else None
     autoencoder = describe_autoencoder(recipe)
-    if options.dry_run and missing_tiny_encoders(recipe):
-        say_verdict("encode", "would run, and build the tiny text encoders")
+    plan = _told(recipe, autoencoder, looked) if looked else make_plan(recipe, autoencoder)
+    if plan is None:
         return None
-    if options.dry_run and (sampled := sample_media(recipe.data, MOST_LISTED)):
-        _tell_estimate(make_plan(recipe, autoencoder, sampled.listing), recipe, sampled)
-        say_verdict("encode", "would run, unless nothing is new: not all rows were looked at")
-        return None
-    plan = make_plan(recipe, autoencoder)
-    if options.dry_run:
-        _tell_estimate(plan, recipe)
     inputs = {
         "data": fingerprint(
             sorted(plan.fingerprints.items()), sorted(plan.captions_digests.items())
@@ -72,12 +64,32 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
     return run_stage(recipe, "encode", plan.job.store, sections, inputs, work, options)
 
 
-def _tell_estimate(plan: Plan, recipe: Recipe, sampled: Sampled | None = None) -> None:
-    """What the missing files would take, by a measured few."""
+def _look(recipe: Recipe) -> Sampled:
+    """What there is, told; of very many rows a part."""
+    for place in (recipe.data, recipe.root):
+        reach(place)
+    found = look_at(recipe.data, MOST_LISTED)
+    kinds = Counter(entry.kind for entry in found.listing.entries)
+    told = f"{kinds['image']} pictures, {kinds['video']} videos"
+    among = "" if found.whole else f"; of {found.rows:,} among {found.total:,} rows"
+    unusable = f"and {len(found.listing.rejects)} unusable"
+    print(f"  takes    {'files':<12} {told}, {unusable}{among}", flush=True)
+    return found
+
+
+def _told(recipe: Recipe, autoencoder: AutoencoderFacts, looked: Sampled) -> Plan | None:
+    """Tell what it would take; None if not all is known that decides whether it would run."""
+    if missing_tiny_encoders(recipe):
+        say_verdict("encode", "would run, and build the tiny text encoders")
+        return None
+    plan = make_plan(recipe, autoencoder, looked.listing)
     found = estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
-    found = found.of_all(sampled) if found and sampled else found
-    for line in found.lines(recipe.encode) if found else ():
+    for line in found.of_all(looked).lines(recipe.encode) if found else ():
         print(line, flush=True)
+    if looked.whole:
+        return plan
+    say_verdict("encode", "would run, unless nothing is new: not all rows were looked at")
+    return None
 
 
 def _work(plan: Plan, context: Context) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Whether it would run at all, the stage itself says: it alone knows what its dige
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,14 +78,9 @@ def _made(product: str) -> str:
 
 
 def _cost(name: str, recipe: Recipe) -> dict[str, str]:
-    """What can be known beforehand: pictures, steps, parameters."""
+    """What can be known beforehand: steps, parameters. Of its files, encoding tells itself."""
     if name == "encode":
-        from ldm_core.media.sources import list_media
-
-        listing = list_media(recipe.data)
-        kinds = Counter(entry.kind for entry in listing.entries)
-        told = f"{kinds['image']} pictures, {kinds['video']} videos"
-        return {"files": f"{told}, and {len(listing.rejects)} unusable"}
+        return {}
     if name == "evaluate":
         section = recipe.evaluate
         return {"prompts": f"{section.single_prompts + section.double_prompts} for each model"}

@@ -28,6 +28,11 @@ class Sampled:
     rows: int
     total: int
 
+    @property
+    def whole(self) -> bool:
+        """Whether they are all."""
+        return self.rows == self.total
+
 
 def sample_manifests(place: Place, most: int) -> Sampled | None:
     """About `most` rows, from row groups that are spread evenly over Parquet manifests; None if

@@ -47,7 +47,7 @@ def list_manifests(
         manifest = _opened(place, id)
         candidates: list[Candidate] = []
         named: list[Candidate] = []
-        for row in manifest_rows(place, id, some and some[id]):
+        for row in manifest_rows(place, id, None if some is None else some[id]):
             candidates.append(_candidate(manifest, row))
             if row.cell is None and not candidates[-1].fault[0]:
                 named.append(candidates[-1])

@@ -39,17 +39,19 @@ def list_media(source: str) -> Listing:
     return listing
 
 
-def sample_media(source: str, most: int) -> Sampled | None:
-    """About `most` rows of a source that is Parquet manifests of more; None for every other one.
+def look_at(source: str, most: int) -> Sampled:
+    """About `most` rows of a source that is Parquet manifests of more; all of every other one.
 
     Raises:
         UserError: nothing is there, it cannot be read, or no row that was looked at is usable.
     """
     place = find_place(source)
-    if _lister(place) is not list_manifests:
-        return None
-    found = sample_manifests(place, most)
-    if found and not found.listing.entries:
+    found = sample_manifests(place, most) if _lister(place) is list_manifests else None
+    if found is None:
+        listing = list_media(source)
+        count = len(listing.entries) + len(listing.rejects)
+        return Sampled(listing, count, count)
+    if not found.listing.entries:
         raise UserError(_nothing_usable(found.listing, source))
     return found
 

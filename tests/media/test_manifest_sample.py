@@ -8,7 +8,7 @@ from media_files import fill, png
 
 from ldm_core.errors import UserError
 from ldm_core.media.places import find_place, stat_each, stat_files
-from ldm_core.media.sources import list_media, sample_media
+from ldm_core.media.sources import list_media, look_at
 
 ROWS = 60  # of each row group
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 def test_rows_are_the_first_of_row_groups_that_are_spread_over_all(folder):
     write(folder, "all.parquet", 80)
-    found = sample_media(str(folder / "all.parquet"), most=128)
+    found = look_at(str(folder / "all.parquet"), most=128)
     assert (found.rows, found.total) == (4 * 32, 80 * ROWS)
     groups = sorted({int(entry.id.split("-")[0]) for entry in found.listing.entries})
     assert groups == [k * 80 // 32 for k in range(32)]
@@ -45,21 +45,23 @@ def test_several_files_and_few_row_groups(folder, tmp_path):
         table = pq.read_table(tmp_path / "tables" / name)
         files = pa.array([f"{folder}/{file}" for file in table["file"].to_pylist()])
         pq.write_table(table.set_column(0, "file", files), tmp_path / "tables" / name)
-    found = sample_media(str(tmp_path / "tables"), most=10)
+    found = look_at(str(tmp_path / "tables"), most=10)
     assert (found.rows, found.total) == (10, 2 * ROWS)
     assert len(found.listing.entries) == 5  # a file that both name is one sample
 
 
-def test_what_is_not_too_long_or_no_such_manifest_is_listed_as_ever(folder):
+def test_what_is_not_too_long_is_listed_as_ever(folder):
     write(folder, "all.parquet", 2)
-    assert sample_media(str(folder / "all.parquet"), most=2 * ROWS) is None
-    assert sample_media(str(folder), most=1) is None  # a folder of media
+    source = str(folder / "all.parquet")
+    found = look_at(source, most=2 * ROWS)
+    assert found.whole
+    assert found.listing == list_media(source)
 
 
 def test_nothing_usable(folder, tmp_path):
     write(tmp_path, "lost.parquet", 2)
     with pytest.raises(UserError, match="none of 10 entries"):
-        sample_media(str(tmp_path / "lost.parquet"), most=10)
+        look_at(str(tmp_path / "lost.parquet"), most=10)
 
 
 def test_files_asked_for_one_by_one_are_those_of_a_listing(s3):
