@@ -87,6 +87,7 @@ def test_a_machine_that_slept_runs_once(capsys):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_stage_runs_twice_and_publishes_once(tmp_path, monkeypatch, capfd):
     write_shapes(tmp_path / "data", 4, 32, 0)
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,6 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.shapes import write_shapes
 from pipelines import submit_job
 
-pytestmark = pytest.mark.ray
 PROJECT = Path(__file__).parents[2]
 START_S, JOB_S = 240, 600  # seconds after which something hangs
 
@@ -105,6 +104,8 @@ def ldm(environment: dict[str, str], folder: Path, *words: str) -> subprocess.Po
     )  # fmt: skip
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_submitted_stage_runs_and_is_followed(cluster, environment, tmp_path):
     write_shapes(tmp_path / "data", 6, 32, 0)
     words = ("submit", "encode", "image-tiny", "--data", "data", "--root", "run")

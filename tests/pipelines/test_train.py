@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import ray
 from mlflow.tracking import MlflowClient
-from tiny_runs import SIZE, encode_here, tiny_recipe
+from tiny_runs import SIZE, encode_here, tiny_recipe, train_here
 
 from ldm_core.errors import UserError
 from ldm_core.generation import PictureGenerator, PictureRequest
@@ -65,7 +65,8 @@ def teacher(recipe: Recipe, ray_session: None) -> Record:
 
 @pytest.fixture(scope="module")
 def student(recipe: Recipe, teacher: Record) -> Record:
-    return distilling.distill_student(recipe, Options())
+    """In this process: starting workers takes longer, and the teacher has shown them."""
+    return train_here(distilling.distill_student, recipe)
 
 
 def history(recipe: Recipe, run_id: str, name: str) -> list[tuple[int, float]]:
