@@ -27,7 +27,7 @@ from ldm_core.latents.verify import verify
 from pipelines.recipes.schema import Recipe
 
 KILLS, PICTURES, SHARD = 21, 1600, 4
-PATIENCE_S = 120
+PATIENCE_S = 400  # after which something hangs: a busy machine starts a job in minutes
 
 
 def processes(driver: subprocess.Popen, victim: str) -> list[psutil.Process]:
