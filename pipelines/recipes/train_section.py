@@ -86,7 +86,7 @@ class TrainSection(TrainingSection):
         mlp_ratio: hidden width of the MLPs over `width`; None is the backbone's own.
         text_depth: of a dit: blocks that refine the caption.
         single_depth: of an mmdit: blocks over all tokens alike, after `depth` joint ones.
-        qk_norm: of an mmdit: whether queries and keys are normalised; a dit always does.
+        qk_norm: whether queries and keys are normalised.
         positions: of an mmdit: "fixed" is for pictures alone.
         buckets: "height x width x frames" it is meant for, the main one first; without any,
             pictures of the recipe's size. A store adds its own.
@@ -258,7 +258,7 @@ class TrainSection(TrainingSection):
                 f"choose a divisor of {self.heads}"
             )
         plain = type(self).model_fields
-        others = {"dit": ("single_depth", "qk_norm", "positions"), "mmdit": ("text_depth",)}
+        others = {"dit": ("single_depth", "positions"), "mmdit": ("text_depth",)}
         for name in others[self.backbone]:
             if getattr(self, name) != plain[name].default:
                 raise ValueError(
