@@ -19,10 +19,10 @@ test: setup  ## the whole suite but the slow part, on two processes; first witho
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not slow"
 
 test-slow: setup  ## minutes, not seconds
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --timeout 3600 -m slow
 
 test-s3: setup  ## what reads and writes buckets, on a real S3 server: Ceph's, from Debian's packages
-	OMP_NUM_THREADS=1 infra/local/s3.py run $(BIN)/python -m pytest -k "s3 or bucket"
+	OMP_NUM_THREADS=1 infra/local/s3.py run $(BIN)/python -m pytest --timeout 3600 -k "s3 or bucket"
 
 bench-samplers: setup  ## solvers beside diffusers' and k-diffusion's: evaluations against error
 	$(BIN)/pip install --quiet --no-deps k-diffusion==0.1.1.post1 torchsde trampoline torchdiffeq

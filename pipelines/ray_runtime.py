@@ -1,6 +1,7 @@
 """Ray, started quietly: the cluster at RAY_ADDRESS if there is one, else this machine."""
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -117,6 +118,7 @@ def check_room(section: str, cpus: float, gpus: float, remedy: str) -> None:
     Raises:
         UserError: this machine has fewer.
     """
+    gc.collect()  # a pipeline that failed in this process holds CPUs while its error is in a cycle
     have = ray.cluster_resources()
     need = {"CPU": cpus, "GPU": gpus}
     short = {name: n for name, n in need.items() if n > have.get(name, 0)}

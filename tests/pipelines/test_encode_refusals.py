@@ -1,10 +1,13 @@
 """What the encode stage refuses, on real files, and how it says so."""
 
+import gc
 import json
 from pathlib import Path
 
 import pytest
+import ray
 from picture_folder import SIZE, picture_folder, write_captions
+from ray.util.placement_group import placement_group, remove_placement_group
 from tiny_runs import encode_here
 
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts
@@ -15,6 +18,7 @@ from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_on_ray import encode_shards
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.exit_codes import exit_code
+from pipelines.ray_runtime import check_room
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, TextSection, Workers
 from pipelines.stage import Options
@@ -54,6 +58,24 @@ def test_what_only_a_worker_finds_is_told_in_one_line(data, recipe, ray_session,
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ldm: {data}/gone.png was listed but a worker cannot read it")
     assert line.endswith("it goes on from what is finished")
+
+
+@pytest.mark.ray
+def test_a_failed_job_gives_its_cpus_back(data, recipe, ray_session):
+    """To what asks for all of them next, without waiting for the garbage collector's turn."""
+    job = make_plan(recipe, describe_autoencoder(recipe)).job
+    rows = [{"shard": "s", "bucket": "8x8x1", "encoder": "", "items": "no list"}]
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ray.exceptions.RayTaskError):
+            list(encode_shards(rows, job, Workers(), verbose=False))
+        check_room("train", 2, 0, "")
+        both = placement_group([{"CPU": 1}, {"CPU": 1}])
+        assert both.wait(60)
+        remove_placement_group(both)
+    finally:
+        gc.enable()
 
 
 def test_no_usable_file_is_the_users_mistake(recipe, tmp_path):
