@@ -72,18 +72,26 @@ def _write(
             _row(f"{prefix}{bucket}-{k:04d}", bucket, shape, noise, logvar, captions, k)
             for k in range(count)
         ]
-        for start in range(0, count, group):
-            add(store, "samples", rows[start : start + group], f"{bucket}-{start}")
+        add_files(store, "samples", rows, group, bucket)
     told = [row for text in sorted({*captions, ""}) for row in text_rows(text)]
-    for start in range(0, len(told), texts_of):
-        add(store, "texts", told[start : start + texts_of], f"texts-{start}")
+    add_files(store, "texts", told, texts_of, "texts")
     publish(store, statistics)
 
 
 def add(store: LatentStore, table: str, rows: list[dict[str, object]], shard: str) -> None:
-    schema = {"samples": SAMPLES, "texts": TEXTS}[table]
-    part = store.write_part(table, pa.Table.from_pylist(rows, schema=schema), shard)
-    store.commit(table, [part], shard)
+    add_files(store, table, rows, len(rows), shard)
+
+
+def add_files(
+    store: LatentStore, table: str, rows: list[dict[str, object]], each: int, shard: str
+) -> None:
+    """Files of so many rows each, in one commit."""
+    data = pa.Table.from_pylist(rows, schema={"samples": SAMPLES, "texts": TEXTS}[table])
+    parts = [
+        store.write_part(table, data.slice(start, each), f"{shard}-{start}")
+        for start in range(0, len(rows), each)
+    ]
+    store.commit(table, parts, shard)
 
 
 def publish(store: LatentStore, statistics: LatentStatistics | None = STATISTICS) -> StoreVersion:

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import (
@@ -24,18 +26,35 @@ from ldm_core.patient_s3 import PatientS3, _patiently
 DATA = bytes(range(256)) * 64
 
 
-@pytest.fixture
-def proxy(s3: str, monkeypatch) -> Iterator[FaultyProxy]:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own retries aside
-    with FaultyProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+@pytest.fixture(scope="module")
+def before_the_server(s3: str) -> Iterator[FaultyProxy]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        FaultyProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy,
+    ):
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own retries aside
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         PatientS3.clear_instance_cache()
         yield proxy
     PatientS3.clear_instance_cache()
 
 
 @pytest.fixture
-def uri(s3: str, proxy: FaultyProxy) -> str:
+def proxy(before_the_server: FaultyProxy) -> FaultyProxy:
+    before_the_server.forgive()
+    before_the_server.counts.clear()
+    return before_the_server
+
+
+@pytest.fixture
+def hasty(monkeypatch) -> None:
+    """Pauses between tries are a fiftieth of what they are."""
+    lots = SimpleNamespace(uniform=lambda low, high: random.uniform(low, high) / 50)
+    monkeypatch.setattr(patient_s3, "random", lots)
+
+
+@pytest.fixture
+def uri(s3: str, proxy: FaultyProxy, hasty: None) -> str:
     write_bytes(f"{s3}/patient/file", DATA)
     return f"{s3}/patient/file"
 
@@ -99,7 +118,7 @@ def test_who_waits_is_told_soon(s3, proxy):
     assert 1 < proxy.counts["cut"] < 5  # tried again, and not for a minute
 
 
-def test_keys_that_cannot_be_fetched_for_a_while_are_fetched_again():
+def test_keys_that_cannot_be_fetched_for_a_while_are_fetched_again(hasty):
     errors = [
         CredentialRetrievalError(provider="iam", error_msg="busy"),
         MetadataRetrievalError(error_msg="busy"),
@@ -146,14 +165,14 @@ def test_patience_in_all_counts_the_first_try():
     assert len(calls) == 1
 
 
-def test_a_conditional_put_without_an_answer_finds_its_own_object(s3, proxy):
+def test_a_conditional_put_without_an_answer_finds_its_own_object(s3, proxy, hasty):
     proxy.rule(to("PUT", "/patient/"), lost_answer, times=1)
     with pytest.raises(FileExistsError):
         put_if_absent(f"{s3}/patient/once", DATA)
     assert read_bytes(f"{s3}/patient/once") == DATA
 
 
-def test_conditional_puts_in_the_words_of_other_servers(s3, proxy):
+def test_conditional_puts_in_the_words_of_other_servers(s3, proxy, hasty):
     proxy.rule(to("PUT", "/patient/"), fails(412))  # Ceph does not tell which condition
     with pytest.raises(FileExistsError):
         put_if_absent(f"{s3}/patient/there", DATA)

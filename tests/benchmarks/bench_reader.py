@@ -1,6 +1,7 @@
 """The reader alone, against Ray Data and a PyTorch DataLoader over PyArrow, on the same files.
 
     PYTHONPATH=tests python tests/benchmarks/bench_reader.py [--latent 4,32,32] [--samples 8192]
+    PYTHONPATH=tests python tests/benchmarks/bench_reader.py --ranks 64 [--processes 8]
 
 In one run and one after the other, on a local disk and from S3 (moto's server, a process of its
 own), batches of the same size from the same Parquet files:
@@ -15,6 +16,10 @@ own), batches of the same size from the same Parquet files:
   ray-mix  the same with a local shuffle buffer as large as our windows.
 Rates are samples a second by the clock, after a first batch. CPU time and memory are of this
 process alone: beside other work, the CPU time of `stream` and `loader-0` tells more than rates.
+
+With --ranks, so many of our readers on one machine instead, which begin together and share its
+cores: seconds to the first batch of the first and of the last of them, by how much a process's
+memory grew for each rank, and how often a file of the bucket was asked for.
 """
 
 import argparse
@@ -25,8 +30,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import bucket_store as bucket_store_module
@@ -37,6 +43,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import torch
 from bucket_store import bucket_store
+from many_ranks import read_in_processes, requests_counted
 from small_store import text_rows
 from torch.nn.utils.rnn import pad_sequence
 
@@ -259,6 +266,26 @@ def compare(root: str, args: argparse.Namespace, shape: tuple[int, ...]) -> None
         print(f"  {name}: {told}", flush=True)
 
 
+def many_ranks(root: str, args: argparse.Namespace, shape: tuple[int, ...]) -> None:
+    """Every rank reads the first steps of an epoch from a store; prints what it took."""
+    version = make_store(f"{root}/ranks", shape, args.samples, logvar=-6.0)
+    options = {"budget": args.batch, "window_bytes": args.window * MIB, "text_bytes": 64 * MIB}
+    begin = time.perf_counter()
+    index = index_store(version)
+    looked = time.perf_counter() - begin
+    with requests_counted() if is_remote(root) else nullcontext(Counter()) as asked:
+        found = read_in_processes(index, args.ranks, args.processes, args.steps, options)
+    first = sorted(rank.first_s for process in found for rank in process.ranks)
+    grown = [process.grown / len(process.ranks) / MIB for process in found]
+    print(
+        f"  index {looked:.2f} s; first batch {first[0]:.2f} s, median {first[len(first) // 2]:.2f}"
+        f" s, last rank's {first[-1]:.2f} s; {max(grown):.1f} MiB a rank at most",
+        flush=True,
+    )
+    if asked:
+        print(f"  {asked.total()} requests, at most {max(asked.values())} of an object", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--latent", default="4,32,32", help="C,h,w of a latent")
@@ -268,20 +295,25 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=64, help="MiB of a lane's windows")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("local", "s3"), help="one of the two")
+    parser.add_argument("--ranks", type=int, help="so many of ours, and nothing of others")
+    parser.add_argument("--processes", type=int, default=8, help="that share the ranks")
+    parser.add_argument("--steps", type=int, default=4, help="that each rank reads")
     args = parser.parse_args()
     shape = tuple(map(int, args.latent.split(",")))
-    import ray
+    run = many_ranks if args.ranks else compare
+    if not args.ranks:
+        import ray
 
-    ray.init(num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
+        ray.init(num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
+        ray.data.DataContext.get_current().enable_progress_bars = False
     if args.only != "s3":
         print(f"local, latents of {shape}, batches of {args.batch}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            compare(str(Path(folder)), args, shape)
+            run(str(Path(folder)), args, shape)
     if args.only != "local":
         with moto() as bucket:
             print(f"S3, latents of {shape}, batches of {args.batch}", flush=True)
-            compare(bucket, args, shape)
+            run(bucket, args, shape)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Each name gives exactly what its function gives, with the pictures' own noise."""
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -63,26 +63,33 @@ def by_hand(name, denoiser, x, grid, seed):
     return BY_PATH[name](denoiser, x, grid, None, path=path)
 
 
-def runs(process):
-    """By name: (as chosen, by hand), on a mixture, whose estimates bend."""
-    grid = log_snr_grid(process, 7, -1.5, 3.0)
-    denoiser = Mixture(process).denoiser()
-    x = X * float(process.sigma(grid[0]))
-    for name in SAMPLERS:
-        chosen = SamplerChoice(name).sample(denoiser, x, grid, None, SEEDS)
-        alone = [by_hand(name, denoiser, x[i : i + 1], grid, s) for i, s in enumerate(SEEDS)]
-        yield name, chosen, torch.cat(alone)
+def problem(process):
+    """A mixture, whose estimates bend, starts and a grid."""
+    grid = log_snr_grid(process, 5, -1.5, 3.0)
+    return Mixture(process).denoiser(), X * float(process.sigma(grid[0])), grid
 
 
-@pytest.mark.parametrize("process", [FlowProcess(), VarianceExploding()], ids=["flow", "ve"])
+@cache
+def chosen(process):
+    """What comes of the starts by name."""
+    denoiser, x, grid = problem(process)
+    return {name: SamplerChoice(name).sample(denoiser, x, grid, None, SEEDS) for name in SAMPLERS}
+
+
+FLOW, VE = FlowProcess(), VarianceExploding()
+
+
+@pytest.mark.parametrize("process", [FLOW, VE], ids=["flow", "ve"])
 def test_a_name_is_its_function(process):
-    for name, chosen, expected in runs(process):
-        torch.testing.assert_close(chosen, expected, rtol=1e-12, atol=1e-12, msg=name)
+    denoiser, x, grid = problem(process)
+    for name, found in chosen(process).items():
+        alone = [by_hand(name, denoiser, x[i : i + 1], grid, s) for i, s in enumerate(SEEDS)]
+        torch.testing.assert_close(found, torch.cat(alone), rtol=1e-12, atol=1e-12, msg=name)
 
 
 def test_no_two_names_are_one_function():
     """On VE, but for two that are another in other words: so the test above tells names apart."""
-    results = {name: chosen for name, chosen, _ in runs(VarianceExploding())}
+    results = dict(chosen(VE))
     results.pop("ddim")  # is euler
     results.pop("euler-ancestral")  # is ddpm
     found = list(results.values())

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from covering import covering
 from gaussian_probe import PROCESSES, gaussian, marginal, probe, probe_path
 
 from ldm_core.diffusion.grids import log_snr_grid
@@ -32,28 +33,21 @@ def extrapolated(found, order):
     return found[0]
 
 
-@pytest.mark.parametrize("name", ["flow", "vp sde", "ve"])
-@pytest.mark.parametrize(
-    ("moments", "order", "samples"),
-    [
-        (probe, 1, [partial(sample_euler_ancestral, eta=eta) for eta in ETAS]),
-        (probe, 1, [maruyama(eta) for eta in ETAS]),
-        (
-            probe,
-            1,
-            [
-                partial(sample_er_sde, stages=1, scaler=scaler)
-                for scaler in (torch.ones_like, torch.sqrt, lambda s: s)
-            ],
-        ),
-        (probe, 2, [partial(sample_dpmpp_2s_ancestral, eta=eta) for eta in ETAS]),
-        (probe_path, 2, [partial(sample_dpmpp_2m_sde, eta=eta) for eta in ETAS]),
-        (probe_path, 2, [partial(sample_dpmpp_sde, eta=eta) for eta in ETAS]),
-    ],
-    ids=["ancestral", "euler maruyama", "er sde", "2s ancestral", "2m sde", "sde"],
-)
-def test_the_limit_does_not_depend_on_eta(moments, order, samples, name):
-    process = PROCESSES[name]
+SCALERS = (torch.ones_like, torch.sqrt, lambda s: s)
+FAMILIES = {
+    "ancestral": (probe, 1, [partial(sample_euler_ancestral, eta=eta) for eta in ETAS]),
+    "euler maruyama": (probe, 1, [maruyama(eta) for eta in ETAS]),
+    "er sde": (probe, 1, [partial(sample_er_sde, stages=1, scaler=scaler) for scaler in SCALERS]),
+    "2s ancestral": (probe, 2, [partial(sample_dpmpp_2s_ancestral, eta=eta) for eta in ETAS]),
+    "2m sde": (probe_path, 2, [partial(sample_dpmpp_2m_sde, eta=eta) for eta in ETAS]),
+    "sde": (probe_path, 2, [partial(sample_dpmpp_sde, eta=eta) for eta in ETAS]),
+}
+SOME = {name: PROCESSES[name] for name in ("flow", "vp sde", "ve")}
+
+
+@pytest.mark.parametrize(("family", "process"), covering(FAMILIES, SOME))
+def test_the_limit_does_not_depend_on_eta(family, process):
+    moments, order, samples = family
     grids = [log_snr_grid(process, steps, -3.0, 3.0, to_data=False) for steps in (25, 50, 100)]
     start, exact = marginal(process, grids[0][0]), marginal(process, grids[0][-1])
     for sample in samples:

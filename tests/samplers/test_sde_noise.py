@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 from analytic import order
+from covering import covering
 from gaussian_probe import PROCESSES, gaussian, marginal, strong_difference
 
 from ldm_core import random
@@ -113,11 +114,13 @@ def test_finer_grids_follow_the_same_path(sample, one_path, expected):
     assert order(errors) == pytest.approx(expected, abs=0.25)
 
 
-@pytest.mark.parametrize("name", ["flow", "vp sde", "ve"])
-@pytest.mark.parametrize("sample", [sample_dpmpp_2m_sde, sample_dpmpp_sde])
-def test_strong_order_on_every_process(sample, name):
+SAMPLERS = {"2m sde": sample_dpmpp_2m_sde, "sde": sample_dpmpp_sde}
+SOME = {name: PROCESSES[name] for name in ("flow", "vp sde", "ve")}
+
+
+@pytest.mark.parametrize(("sample", "process"), covering(SAMPLERS, SOME))
+def test_strong_order_on_every_process(sample, process):
     """The same without draws: exact root mean squares, on grids fine enough for a closer bound."""
-    process = PROCESSES[name]
     grids = [log_snr_grid(process, n, -2.0, 2.0, to_data=False) for n in (64, 128, 256)]
     start = marginal(process, grids[0][0])
     errors = [strong_difference(sample, gaussian(process), two, start) for two in pairwise(grids)]

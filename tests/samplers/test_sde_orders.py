@@ -11,6 +11,7 @@ from itertools import count
 import pytest
 import torch
 from analytic import order
+from covering import covering
 from gaussian_probe import PROCESSES, gaussian, marginal, probe, probe_path
 
 from ldm_core.diffusion.grids import log_snr_grid
@@ -57,75 +58,80 @@ def reverse_sde(s):
 
 ONE, HALF = {"eta": 1.0}, {"eta": 0.5}
 MANY, FEW = (40, 80, 160), (40, 80)  # equal steps of time are taken over fewer levels
-EVERYWHERE = [
+
+
+def settings(*every):
+    return {f"{name} {grid_of.__name__}": (name, grid_of, steps) for name, grid_of, steps in every}
+
+
+EVERYWHERE = settings(
     ("flow", in_lambda, MANY),
     ("flow", in_time, FEW),
     ("vp sde", in_time, FEW),
     ("ve", in_time, FEW),
-]
-IN_LAMBDA = [("vp sde", in_lambda, FEW), ("ve", in_lambda, FEW)]
-
-
-def each(settings):
-    ids = [f"{name} {grid_of.__name__}" for name, grid_of, _ in settings]
-    return pytest.mark.parametrize(("name", "grid_of", "steps"), settings, ids=ids)
-
-
-@each(EVERYWHERE)
-@pytest.mark.parametrize(
-    ("sample", "expected"),
-    [
-        (sample_ddpm, 1),
-        (partial(sample_ddpm, variance="fixed_large"), 1),
-        (partial(sample_ddim_eta, eta=0.3), 1),
-        (partial(sample_euler_ancestral, eta=0.0), 1),
-        (partial(sample_euler_ancestral, **HALF), 1),
-        (partial(sample_euler_ancestral, **ONE), 1),
-        (partial(sample_dpmpp_2s_ancestral, **HALF), 2),
-        (partial(sample_dpmpp_2s_ancestral, **ONE), 2),
-        (partial(sample_er_sde, stages=1), 1),
-        (partial(sample_er_sde, stages=2), 2),
-        (partial(sample_er_sde, stages=3), 2),
-        (partial(sample_er_sde, stages=2, scaler=reverse_sde), 2),
-    ],
 )
-def test_order_with_a_draw_per_step(sample, expected, name, grid_of, steps):
-    measured = weak_order(std_by_noise, sample, name, grid_of, steps)
+IN_LAMBDA = settings(("vp sde", in_lambda, FEW), ("ve", in_lambda, FEW))
+
+
+A_DRAW_PER_STEP = {
+    "ddpm": (sample_ddpm, 1),
+    "ddpm large": (partial(sample_ddpm, variance="fixed_large"), 1),
+    "ddim 0.3": (partial(sample_ddim_eta, eta=0.3), 1),
+    "ancestral 0": (partial(sample_euler_ancestral, eta=0.0), 1),
+    "ancestral 0.5": (partial(sample_euler_ancestral, **HALF), 1),
+    "ancestral 1": (partial(sample_euler_ancestral, **ONE), 1),
+    "2s ancestral 0.5": (partial(sample_dpmpp_2s_ancestral, **HALF), 2),
+    "2s ancestral 1": (partial(sample_dpmpp_2s_ancestral, **ONE), 2),
+    "er sde 1": (partial(sample_er_sde, stages=1), 1),
+    "er sde 2": (partial(sample_er_sde, stages=2), 2),
+    "er sde 3": (partial(sample_er_sde, stages=3), 2),
+    "er sde 2 reverse": (partial(sample_er_sde, stages=2, scaler=reverse_sde), 2),
+}
+
+
+@pytest.mark.parametrize(("sampler", "setting"), covering(A_DRAW_PER_STEP, EVERYWHERE))
+def test_order_with_a_draw_per_step(sampler, setting):
+    sample, expected = sampler
+    measured = weak_order(std_by_noise, sample, *setting)
     assert measured == pytest.approx(expected, abs=0.2)
 
 
-@each([*EVERYWHERE, *IN_LAMBDA, ("trig", in_lambda, FEW)])
+BY_VELOCITY = {
+    "euler maruyama 0.5": (partial(sample_euler_maruyama, diffusion=strength(0.5)), 1),
+    "euler maruyama 1": (partial(sample_euler_maruyama, diffusion=strength(1.0)), 1),
+    "churn": (partial(sample_churn, churn=2.0), 2),  # of the ODE: any noise is added exactly
+}
+ON_TRIG = settings(("trig", in_lambda, FEW))
+
+
 @pytest.mark.parametrize(
-    ("sample", "expected"),
-    [
-        (partial(sample_euler_maruyama, diffusion=strength(0.5)), 1),
-        (partial(sample_euler_maruyama, diffusion=strength(1.0)), 1),
-        (partial(sample_churn, churn=2.0), 2),  # of the ODE's steps; any noise is added exactly
-    ],
+    ("sampler", "setting"), covering(BY_VELOCITY, EVERYWHERE | IN_LAMBDA | ON_TRIG)
 )
-def test_order_of_steps_in_time(sample, expected, name, grid_of, steps):
+def test_order_of_steps_in_time(sampler, setting):
     """These follow velocities, hence the process's own time, whatever the grid."""
-    measured = weak_order(std_by_noise, sample, name, grid_of, steps)
+    sample, expected = sampler
+    measured = weak_order(std_by_noise, sample, *setting)
     assert measured == pytest.approx(expected, abs=0.2)
 
 
-@each(EVERYWHERE + IN_LAMBDA)
-@pytest.mark.parametrize(
-    "sample",
-    [
-        partial(sample_dpmpp_2m_sde, **HALF),
-        partial(sample_dpmpp_2m_sde, **ONE),
-        partial(sample_dpmpp_2m_sde, eta=1.5),
-        partial(sample_dpmpp_sde, **HALF),
-        partial(sample_dpmpp_sde, **ONE),
-    ],
-)
-def test_order_along_a_path(sample, name, grid_of, steps):
-    measured = weak_order(std_by_path, sample, name, grid_of, steps)
+ALONG_A_PATH = {
+    "2m sde 0.5": partial(sample_dpmpp_2m_sde, **HALF),
+    "sde 1": partial(sample_dpmpp_sde, **ONE),
+    "2m sde 1": partial(sample_dpmpp_2m_sde, **ONE),
+    "sde 0.5": partial(sample_dpmpp_sde, **HALF),
+    "2m sde 1.5": partial(sample_dpmpp_2m_sde, eta=1.5),
+}
+
+
+@pytest.mark.parametrize(("sample", "setting"), covering(ALONG_A_PATH, EVERYWHERE | IN_LAMBDA))
+def test_order_along_a_path(sample, setting):
+    measured = weak_order(std_by_path, sample, *setting)
     assert measured == pytest.approx(2, abs=0.2)
 
 
-@each([EVERYWHERE[0], *IN_LAMBDA])
+@pytest.mark.parametrize(
+    ("name", "grid_of", "steps"), [EVERYWHERE["flow in_lambda"], *IN_LAMBDA.values()]
+)
 def test_draws_that_forget_the_path_cost_an_order(name, grid_of, steps):
     """Mutation: the half and the whole step of DPM-Solver++ (SDE) draw independently."""
 
