@@ -15,7 +15,7 @@ demo: setup  ## raw files to an answered request; leaves demo/report.html
 	$(BIN)/ldm demo image-s --root demo --data demo/data
 
 test: setup  ## the whole suite but the slow part, on two processes; first without Ray
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not ray and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "not ray and not slow"
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "ray and not slow"
 
 test-slow: setup  ## minutes, not seconds

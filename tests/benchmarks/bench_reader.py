@@ -304,7 +304,7 @@ def main() -> None:
     if not args.ranks:
         import ray
 
-        ray.init(num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=os.cpu_count(), log_to_driver=False, logging_level="ERROR")
         ray.data.DataContext.get_current().enable_progress_bars = False
     if args.only != "s3":
         print(f"local, latents of {shape}, batches of {args.batch}", flush=True)

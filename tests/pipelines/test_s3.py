@@ -1,6 +1,7 @@
 """Data and products in a bucket, from pictures to a picture; only MLflow's database is local."""
 
 import io
+import time
 
 import fsspec
 import numpy as np
@@ -67,7 +68,10 @@ def autoencoder(recipe: Recipe) -> Record:
         remove(uri)
         with pytest.raises(Exception, match=uri.rpartition("/")[2]):
             train_here(train_autoencoder.train_autoencoder, recipe)
-    assert [path for path in checkpoints(recipe) if path.endswith("/manifest.json")]
+    end = time.monotonic() + 120  # it is written in the background
+    while not [path for path in checkpoints(recipe) if path.endswith("/manifest.json")]:
+        assert time.monotonic() < end, "no checkpoint was written"
+        time.sleep(0.05)
     write_bytes(uri, picture)
     return train_here(train_autoencoder.train_autoencoder, recipe)
 
