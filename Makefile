@@ -34,7 +34,8 @@ bench-backbone: setup  ## our transformers against diffusers', in one run; ARGS=
 bench-encode: setup  ## the encode job against its encoders alone and a plain loop
 	$(BIN)/python tests/benchmarks/bench_encode.py $(ARGS)
 
-bench-reader: setup  ## the training reader against Ray Data and a DataLoader, local and S3
+bench-reader: setup  ## the training reader against Ray Data and DataLoaders, local and S3
+	$(BIN)/pip install --quiet datasets -c infra/constraints.txt
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/bench_reader.py $(ARGS)
 
 bench-train: setup  ## the training loop against its network alone and a plain loop of diffusers' kind

@@ -7,6 +7,7 @@ et al. 2011) in all its releases; 16 of them choose a quantile, which costs no l
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -27,8 +28,11 @@ def posterior_noise(seed: int, epochs: Tensor, ids: Tensor, shape: tuple[int, ..
         shape: of a latent.
     """
     size = math.prod(shape)
-    levels = _levels(seed, epochs, ids, size)
-    return torch.from_numpy(_QUANTILES.take(levels)).view(len(ids), *shape)
+    noise = np.empty((len(ids), size), np.float32)
+    # a sample at a time: its bits are still in the cache when their quantiles are looked up
+    for row, levels in zip(noise, _levels(seed, epochs, ids, size), strict=True):
+        _QUANTILES.take(levels, out=row, mode="clip")  # the one mode that writes without a copy
+    return torch.from_numpy(noise).view(len(ids), *shape)
 
 
 def _quantiles() -> np.ndarray:
@@ -41,15 +45,13 @@ def _quantiles() -> np.ndarray:
 _QUANTILES = _quantiles()
 
 
-def _levels(seed: int, epochs: Tensor, ids: Tensor, size: int) -> np.ndarray:
-    """(B, size) uint16, four to a word; the words' counter is (block, epoch, id, 0)."""
+def _levels(seed: int, epochs: Tensor, ids: Tensor, size: int) -> Iterator[np.ndarray]:
+    """Of each (size,) uint16, four to a word; the counter of words is (block, epoch, id, 0)."""
     digest = hashlib.blake2b(f"{seed}\0posterior".encode(), digest_size=16).digest()
     source = np.random.Philox(key=int.from_bytes(digest, "little"))
     state = source.state
-    words = np.empty((len(ids), -(-size // 4)), "<u8")
-    for row, epoch, id in zip(words, epochs.tolist(), ids.tolist(), strict=True):
+    for epoch, id in zip(epochs.tolist(), ids.tolist(), strict=True):
         state["state"]["counter"][:] = (0, epoch, id, 0)
         state["buffer_pos"] = 4  # nothing is left of the last sample's
         source.state = state
-        row[:] = source.random_raw(len(row))
-    return words.view("<u2")[:, :size]
+        yield source.random_raw(-(-size // 4)).astype("<u8", copy=False).view("<u2")[:size]

@@ -94,7 +94,8 @@ class Texts:
         place = torch.arange(int(lengths.max()))[None]  # (1, L)
         mask = place < lengths[:, None]
         rows = torch.where(mask, self.starts[which][:, None] + place, 0)
-        tokens = self.tokens[rows].float().mul_(mask[..., None])
+        tokens = self.tokens.index_select(0, rows.view(-1)).view(*rows.shape, -1)  # whole rows
+        tokens = tokens.float().mul_(mask[..., None])
         return TextCondition(tokens, mask, self.pooled[which].float())
 
     def names(self, which: Tensor) -> list[str]:

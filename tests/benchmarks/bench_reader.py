@@ -10,7 +10,9 @@ own), batches of the same size from the same Parquet files:
   loader   a PyTorch DataLoader over PyArrow that does the same, but shuffles within a row group at
            most: torch.randn, a dictionary of all embeddings in memory, pad_sequence; with two
            worker processes and with none;
-  bare     the same DataLoader, of the means alone: no noise, no captions, no order;
+  hub      a PyTorch DataLoader over Hugging Face's `datasets`, which does all of this and shuffles
+           over the epoch as we do; on a local disk, as it copies the rows there first;
+  bare     the DataLoader over PyArrow, of the means alone: no noise, no captions, no order;
   ray      ray.data.read_parquet of the posteriors, decoded in map_batches, iter_torch_batches: no
            noise, no captions, no order;
   ray-mix  the same with a local shuffle buffer as large as our windows.
@@ -33,6 +35,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import bucket_store as bucket_store_module
@@ -46,6 +49,7 @@ from bucket_store import bucket_store
 from many_ranks import read_in_processes, requests_counted
 from small_store import text_rows
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import BatchSampler, RandomSampler
 
 from ldm_core.files import filesystem, is_remote
 from ldm_core.latents.store import StoreVersion
@@ -146,7 +150,7 @@ class ArrowRows(torch.utils.data.IterableDataset):
                 mean = torch.from_numpy(decode(rows["latent_mean"].to_pylist(), self.shape))
                 yield self.whole(rows, mean) if self.everything else mean
 
-    def whole(self, rows: pa.RecordBatch, mean: torch.Tensor) -> torch.Tensor:
+    def whole(self, rows: pa.RecordBatch | pa.Table, mean: torch.Tensor) -> torch.Tensor:
         logvar = torch.from_numpy(decode(rows["latent_logvar"].to_pylist(), self.shape))
         latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         digests = [random.choice(told)["digest"] for told in rows["captions"].to_pylist()]
@@ -155,6 +159,40 @@ class ArrowRows(torch.utils.data.IterableDataset):
         pooled = torch.stack([pooled for _, pooled in chosen]).float()
         assert len(tokens) == len(pooled) == len(rows["id"].to_pylist())
         return latents
+
+
+class HubRows(torch.utils.data.Dataset):
+    """The same of `datasets`' rows, whichever are asked for at once."""
+
+    def __init__(self, plain: ArrowRows, cache: str) -> None:
+        import datasets
+
+        datasets.disable_progress_bars()
+        self.plain = plain
+        self.rows = datasets.Dataset.from_parquet(
+            plain.files, cache_dir=cache, columns=[*LATENTS, "id", "captions"]
+        ).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: list[int]) -> torch.Tensor:
+        rows = self.rows[indices]
+        mean = torch.from_numpy(decode(rows["latent_mean"].to_pylist(), self.plain.shape))
+        return self.plain.whole(rows, mean)
+
+
+def hub(rows: HubRows, workers: int) -> Iterator[int]:
+    """Epoch after epoch."""
+    order = BatchSampler(RandomSampler(rows), rows.plain.batch, drop_last=False)
+    context = "fork" if workers else None
+    batches = torch.utils.data.DataLoader(
+        rows, batch_size=None, sampler=order, num_workers=workers,
+        multiprocessing_context=context, persistent_workers=workers > 0,
+    )  # fmt: skip
+    while True:
+        for found in batches:
+            yield len(found)
 
 
 def embeddings(version: StoreVersion) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -254,6 +292,9 @@ def compare(root: str, args: argparse.Namespace, shape: tuple[int, ...]) -> None
         "bare-0": lambda: loader(rows[False], 0),
         "bare-2": lambda: loader(rows[False], 2),
     }
+    if not is_remote(root):
+        mapped = HubRows(rows[True], f"{root}/hub")
+        peers |= {f"hub-{count}": partial(hub, mapped, count) for count in (0, 2)}
     rates: dict[str, float] = {}
     for name, make in peers.items():
         measure(name, make, args.seconds, rates)
@@ -261,7 +302,8 @@ def compare(root: str, args: argparse.Namespace, shape: tuple[int, ...]) -> None
         told = ", ".join(
             f"{rates[name] / max(rates[each] for each in rates if each.startswith(peer)):.2f} "
             f"x {peer}"
-            for peer in ("ray", "ray-mix", "loader", "bare")
+            for peer in ("ray", "ray-mix", "loader", "hub", "bare")
+            if any(each.startswith(peer) for each in rates)
         )
         print(f"  {name}: {told}", flush=True)
 

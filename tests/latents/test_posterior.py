@@ -41,14 +41,12 @@ def test_seeds_epochs_and_samples_differ():
 
 
 def test_the_words_are_those_of_numpys_philox():
-    found = posterior._levels(7, torch.tensor([2]), torch.tensor([11]), 11)
+    [found] = posterior._levels(7, torch.tensor([2]), torch.tensor([11]), 11)
     digest = hashlib.blake2b(b"7\0posterior", digest_size=16).digest()
     source = np.random.Philox(key=int.from_bytes(digest, "little"), counter=[0, 2, 11, 0])
     words = [int(word) for word in source.random_raw(3)]
-    assert (
-        found[0].tolist()
-        == [word >> bits & 0xFFFF for word in words for bits in range(0, 64, 16)][:11]
-    )
+    pieces = [word >> bits & 0xFFFF for word in words for bits in range(0, 64, 16)]
+    assert found.tolist() == pieces[:11]
 
 
 def test_the_levels_are_normal_to_float32():
