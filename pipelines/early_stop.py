@@ -65,8 +65,12 @@ class EarlyStop:
         self._kept = 0  # losses that are written down
 
     def asked(self, step: int) -> None:
-        """The loss after so many steps has been asked for."""
-        self._asked = step
+        """The loss after so many steps is asked for; waits for the one before it, which else nobody
+        would wait for any more: the last step need not be a multiple of `validate_every`.
+        """
+        if self.patience is not None:
+            self._settle(step)
+            self._asked = step
 
     def go_on_from(self, first: int) -> None:
         """Take over the losses before the step that training goes on from.

@@ -13,6 +13,7 @@ from pipelines.early_stop import LOSSES, EarlyStop, Standing, standing
 
 NAN = math.nan
 PATIENCE, EVERY, POINTS = 2, 5, 12
+LAST = POINTS * EVERY
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,9 @@ def ending(folder, judged, parallel, patience: int | None = PATIENCE) -> EarlySt
     return EarlyStop(section, parallel, judged, str(folder))
 
 
-def train(stop: EarlyStop, judged, first: int = 0, kill: int = 10**9, save: int = 3):
+def train(
+    stop: EarlyStop, judged, first: int = 0, kill: int = 10**9, save: int = 3, last: int = LAST
+):
     """Steps as the worker does them; returns the last one, and that of the last checkpoint."""
     saved = first
     stop.go_on_from(first)
@@ -92,15 +95,15 @@ def train(stop: EarlyStop, judged, first: int = 0, kill: int = 10**9, save: int 
         stop.asked(first)
         if judged:
             judged.hand_over(first)
-    for done in range(first + 1, POINTS * EVERY + 1):
+    for done in range(first + 1, last + 1):
         if done == kill:
             return None, saved
         ends = stop.comes_at(done)
-        if done % EVERY == 0:
+        if done % EVERY == 0 or done == last:
             stop.asked(done)
             if judged:
                 judged.hand_over(done)
-        if done % save == 0 or ends:
+        if done % save == 0 or ends or done == last:
             stop.keep(done)
             saved = done
         if ends:
@@ -158,13 +161,26 @@ def test_a_killed_training_ends_where_it_would_have(tmp_path):
         assert end == end_of(curve), (curve, first)
 
 
+def test_the_last_checkpoint_knows_all_losses_before_a_last_step_off_the_grid(tmp_path):
+    """Whatever comes of its own loss, which has no say."""
+    curve, last = [3.0, 2.0, 1.0], 2 * EVERY + 2
+    for delay in (0, 3):
+        judged, folder = Late(curve, delay), tmp_path / str(delay)
+        assert train(ending(folder, judged, ALONE), judged, last=last) == (None, last)
+        assert json.loads((folder / LOSSES).read_text()) == {"5": 3.0, "10": 2.0}
+        again = Late(curve, delay)
+        stop = ending(folder, again, ALONE)
+        stop.go_on_from(last)
+        assert stop.standing(last) == Standing(2.0, 10, 0)
+
+
 def test_without_patience_nobody_waits_or_writes(tmp_path):
     def most(_: int) -> int:
         raise AssertionError("nobody is to be asked")
 
     judged = Late([1.0] * POINTS, 0)
     stop = ending(tmp_path, judged, SimpleNamespace(most=most), patience=None)
-    assert train(stop, judged) == (None, POINTS * EVERY)
+    assert train(stop, judged) == (None, LAST)
     assert not judged.losses
     assert not list(tmp_path.iterdir())
 
