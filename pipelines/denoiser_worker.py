@@ -4,7 +4,6 @@ What a step learns from depends on (seed, step) alone: not on how many workers t
 are laid out, or how often they had to begin again.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -63,9 +62,10 @@ def layout_for(section: TrainSection, world: int) -> Layout:
     """The recipe's layout, of as many workers as there are: fewer if machines were lost.
 
     What cannot be copies of the recipe's shards becomes one copy in more or fewer shards, and
-    tokens are dealt out to fewer workers if need be.
+    tokens are dealt out to fewer workers if need be. The section has a micro-batch for each of the
+    workers that are then given samples of their own: it refuses numbers for which it has not.
     """
-    shard, context = section.layout.shard, math.gcd(world, section.layout.context)
+    shard, context = section.layout.shard, section.layout.context_of(world)
     if world % (shard * context):
         return Layout(1, world // context, context)
     return Layout.filling(world, shard, context)

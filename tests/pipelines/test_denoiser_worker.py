@@ -1,30 +1,74 @@
 """What a training worker decides for itself: its layout, and when to save out of turn."""
 
+import math
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
 from pipelines import denoiser_worker as module
 from pipelines.denoiser_worker import ASK_S, SAVE_TICKS, Watch, layout_for
+from pipelines.recipes.sections import TrainSection, Workers
+from pipelines.recipes.train_section import LayoutSection
+
+
+def section(count: int, shard: int, context: int, least: int, parts: int) -> TrainSection:
+    return TrainSection(
+        workers=Workers(count=count), least_workers=least, micro_batches=parts,
+        layout=LayoutSection(shard=shard, context=context), tokens=64,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("shard", "context", "world", "expected"),
+    ("count", "shard", "context", "world", "expected"),
     [
-        (1, 1, 3, (3, 1, 1)),
-        (2, 1, 4, (2, 2, 1)),
-        (2, 1, 3, (1, 3, 1)),  # one copy, in three shards
-        (8, 1, 5, (1, 5, 1)),
-        (1, 2, 4, (2, 1, 2)),
-        (1, 2, 3, (3, 1, 1)),  # three workers do not share a sample's tokens between two
-        (2, 2, 6, (1, 3, 2)),
+        (4, 1, 1, 3, (3, 1, 1)),
+        (4, 2, 1, 4, (2, 2, 1)),
+        (4, 2, 1, 3, (1, 3, 1)),  # one copy, in three shards
+        (8, 8, 1, 5, (1, 5, 1)),
+        (4, 1, 2, 4, (2, 1, 2)),
+        (4, 1, 2, 3, (3, 1, 1)),  # three workers do not share a sample's tokens between two
+        (8, 2, 2, 6, (1, 3, 2)),
     ],
 )
-def test_a_layout_for_as_many_workers_as_there_are(shard, context, world, expected):
-    section = SimpleNamespace(layout=SimpleNamespace(shard=shard, context=context))
-    layout = layout_for(section, world)
+def test_a_layout_for_as_many_workers_as_there_are(count, shard, context, world, expected):
+    layout = layout_for(section(count, shard, context, context, count), world)
     assert (layout.replicate, layout.shard, layout.context) == expected
     assert layout.world == world
+
+
+def let_through(*numbers: int) -> TrainSection | None:
+    try:
+        return section(*numbers)
+    except ValidationError:
+        return None
+
+
+def test_every_worker_has_a_micro_batch_however_many_there_are():
+    """Exactly where that holds of all numbers of workers, the section is let through."""
+    counted = {True: 0, False: 0}
+    for count, shard, context, parts in product(range(1, 9), (1, 2), (1, 2, 3), range(1, 9)):
+        if count % (shard * context) or parts < count // context:
+            continue  # refused for other reasons
+        for least in range(context, count + 1, context):
+            made = let_through(count, shard, context, least, parts)
+            worlds = range(least, count + 1)
+            if made:
+                layouts = [layout_for(made, world) for world in worlds]
+                assert [layout.world for layout in layouts] == [*worlds]
+                assert max(layout.data_world for layout in layouts) <= parts
+            else:
+                assert max(world // math.gcd(world, context) for world in worlds) > parts
+            counted[made is not None] += 1
+    assert min(counted.values()) > 20
+
+
+def test_too_few_micro_batches_for_an_odd_number_of_workers_are_refused_with_a_remedy():
+    with pytest.raises(ValidationError, match="up to 3 workers, .* set micro_batches 3 or more"):
+        section(4, 1, 2, 2, 2)
+    assert section(4, 1, 2, 2, 3)
+    assert section(4, 1, 2, 4, 2)
 
 
 @pytest.fixture
