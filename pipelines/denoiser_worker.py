@@ -89,7 +89,8 @@ class DenoiserTraining:
         self.job, self.data, self.recipe, self.section = job, data, job.recipe, job.recipe.train
         self.reader, self.null = reader, reader.null_condition().to(device)
         self.config = fitting(self.section, reader, data.main)
-        self.parallel = arranged(job.recipe, self.config, layout, device)
+        initial = job.inputs.get("initial")
+        self.parallel = arranged(job.recipe, self.config, layout, device, initial)
         self.network, self.first_worker = self.parallel.network, self.parallel.rank == 0
         self.update = new_update(job.recipe, self.parallel)
         self.averages = new_averages(self.section, self.network)
