@@ -26,7 +26,7 @@ from pipelines.denoiser_network import (
     new_update,
     rate_at,
 )
-from pipelines.early_stop import EarlyStop
+from pipelines.early_stop import FEWEST, EarlyStop
 from pipelines.promotion import Score
 from pipelines.ray_training import Job, being_preempted, due
 from pipelines.recipes.sections import TrainSection
@@ -100,7 +100,7 @@ class DenoiserTraining:
             self.averages.by_name,
             architecture(self.config, reader),
             str(layout),
-            self.section.keep_checkpoints,
+            max(self.section.keep_checkpoints, FEWEST if self.section.patience else 1),
         )
         self.snapshots = Snapshots(job, self.averages.by_name, architecture(self.config, reader))
         self.figures = new_figures(self.section, self.config, reader, self.parallel)
@@ -121,7 +121,7 @@ class DenoiserTraining:
 
         Its weights are validated again: the loss of its step may not have come in time.
         """
-        first = self.resuming.restore()
+        first = self.resuming.restore(self.ending.has_lacking)
         self.snapshots.begin(first)
         self.ending.go_on_from(first)
         if first and self.ending.comes_at(first):
@@ -203,12 +203,12 @@ class DenoiserTraining:
         now = due(done, self.section.checkpoint_every, self.last)  # and if writing the model fails
         if not now and not self.watch.says_save():
             return
-        self.ending.keep(done)
-        self.resuming.save(done)
+        self.resuming.save(done, self.ending.facts(done))
         if now:
             self.snapshots.save(done)
         elif self.watch.warned:  # else it is written while training goes on
             self.resuming.wait()
+        self.ending.keep(done)  # last: a machine that is about to go waits for no validation
 
     def scene(self) -> Scene:
         """What validations look at: some captions of the store, and the held-out rows."""

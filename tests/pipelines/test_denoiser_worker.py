@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import denoiser_worker as module
-from pipelines.denoiser_worker import ASK_S, SAVE_TICKS, Watch, layout_for
+from pipelines.denoiser_worker import ASK_S, SAVE_TICKS, DenoiserTraining, Watch, layout_for
 from pipelines.recipes.sections import TrainSection, Workers
 from pipelines.recipes.train_section import LayoutSection
 
@@ -76,6 +76,31 @@ def clock(monkeypatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
+
+
+@pytest.mark.parametrize(
+    ("done", "warned", "expected"),
+    [
+        (1, True, ["save", "written", "losses"]),
+        (1, False, ["save", "losses"]),
+        (2, False, ["save", "snapshot", "losses"]),
+    ],
+)
+def test_losses_are_waited_for_when_the_checkpoint_is_saved(done, warned, expected):
+    said = []
+
+    def says(word: str):
+        return lambda *_: said.append(word)
+
+    training = SimpleNamespace(
+        section=SimpleNamespace(checkpoint_every=2), last=4,
+        watch=SimpleNamespace(says_save=lambda: True, warned=warned),
+        ending=SimpleNamespace(facts=lambda done: {}, keep=says("losses")),
+        resuming=SimpleNamespace(save=says("save"), wait=says("written")),
+        snapshots=SimpleNamespace(save=says("snapshot")),
+    )  # fmt: skip
+    DenoiserTraining.keep(training, done)
+    assert said == expected
 
 
 def test_a_warning_is_saved_for_once(clock, monkeypatch):
