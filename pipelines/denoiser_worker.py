@@ -119,15 +119,16 @@ class DenoiserTraining:
     def begin(self) -> int:
         """Go back to the newest checkpoint; returns the steps done.
 
-        Its weights are validated again: the loss of its step may not have come in time.
+        Its weights are looked at again: the loss of its step may not have come in time, nor its
+        pictures.
         """
         first = self.resuming.restore(self.ending.has_lacking)
         self.snapshots.begin(first)
         self.ending.go_on_from(first)
         if first and self.ending.comes_at(first):
             self.last = first
-        if first and self.validates_at(first):
-            self.judge(first, loss=True, pictures=False)
+        if first:
+            self.look(first)
         return first
 
     def steps(self, first: int) -> Iterator[int]:

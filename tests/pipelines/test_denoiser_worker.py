@@ -103,6 +103,30 @@ def test_losses_are_waited_for_when_the_checkpoint_is_saved(done, warned, expect
     assert said == expected
 
 
+@pytest.mark.parametrize(
+    ("first", "judged"),
+    [
+        (0, []),
+        (5, []),
+        (6, [(6, False, True)]),
+        (8, [(8, True, False)]),
+        (10, [(10, True, True)]),  # the last
+    ],
+)
+def test_training_that_goes_on_looks_at_its_checkpoint_again(first, judged):
+    training, said = object.__new__(DenoiserTraining), []
+    training.section = SimpleNamespace(validation_samples=1, validate_every=4, sample_every=6)
+    training.last = 10
+    training.resuming = SimpleNamespace(restore=lambda complete: first)
+    training.snapshots = SimpleNamespace(begin=lambda first: None)
+    training.ending = SimpleNamespace(
+        has_lacking=None, go_on_from=lambda first: None, comes_at=lambda done: False
+    )
+    training.judge = lambda *asked: said.append(asked)
+    assert training.begin() == first
+    assert said == judged
+
+
 def test_a_warning_is_saved_for_once(clock, monkeypatch):
     warned = [False]
     monkeypatch.setattr(module, "being_preempted", lambda: warned[0])
