@@ -1,7 +1,8 @@
 """Validation beside training: averaged weights are handed over, and training does not wait.
 
-An actor of its own has a copy of the network. It tells the run the loss on held-out rows, at fixed
-times with fixed noise, and draws pictures of fixed captions and seeds.
+An actor of its own has a copy of the network. It finds the loss on held-out rows, at fixed times
+with fixed noise, and draws pictures of fixed captions and seeds. The training worker tells the run
+of them, so that no loss waits for the tracking server.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import ray
 import ray.exceptions
 import torch
@@ -35,6 +37,7 @@ from ldm_core.training.draws import draw
 from ldm_core.training.loss_by_time import HeldOut, validation_loss
 from pipelines.backbones import BackboneConfig, new_backbone
 from pipelines.ray_training import CAUSE_LENGTH, Job
+from pipelines.tracking import Run
 from pipelines.training_data import tokens_of
 
 MOST_WAITING = 2  # sets of weights; with more, the next is left out
@@ -66,6 +69,24 @@ class Scene:
     budget: int
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What weights draw.
+
+    Attributes:
+        sheet: all of them, (H, W, 3) uint8.
+        captions: of each.
+    """
+
+    sheet: np.ndarray
+    captions: list[str]
+
+    def tell(self, run: Run, step: int) -> None:
+        """Show the run what was drawn after `step` steps."""
+        run.document(self.captions, "preview-captions.json")
+        run.image(self.sheet, "samples", step)
+
+
 def held_out_digest(rows: StoreIndex, statistics: LatentStatistics, seed: int) -> str:
     """16 hex digits of what a validation loss is measured on, of one content of the store.
 
@@ -86,10 +107,7 @@ class Validator:
         self.network = new_backbone(scene.backbone).to(self.device).eval()
 
     def loss(self, weights: dict[str, Tensor], step: int) -> dict[str, float]:
-        """Of weights after `step` steps on the held-out rows: the mean, and by time.
-
-        Whether the tracking server answers has no say in it: whoever asks tells the run.
-        """
+        """Of weights after `step` steps on the held-out rows: the mean, and by time."""
         self.network.load_state_dict(weights)
         found = validation_loss(self.network, self._rows(), self.job.recipe.seed)
         mean = found.pop("mean")
@@ -97,8 +115,8 @@ class Validator:
         return {VALIDATION_LOSS: mean, **by_time}
 
     @torch.no_grad()
-    def show(self, weights: dict[str, Tensor], step: int) -> None:
-        """Show the run what weights draw after `step` steps; of videos, the middle frames."""
+    def show(self, weights: dict[str, Tensor], step: int) -> Pictures:
+        """What weights draw after `step` steps; of videos, the middle frames."""
         self.network.load_state_dict(weights)
         section, batch, device = self.job.recipe.train, self.scene.pictures, self.device
         shape = tuple(batch.latents.shape[1:])
@@ -114,8 +132,7 @@ class Validator:
         )
         pixels = self._autoencoder.decode(x0 * std + mean).cpu()
         pictures = to_image(pixels if pixels.ndim == 4 else pixels[:, :, pixels.shape[2] // 2])
-        self.job.run.document(batch.captions, "preview-captions.json")
-        self.job.run.image(grid_image(pictures), "samples", step)
+        return Pictures(grid_image(pictures), batch.captions)
 
     def _rows(self) -> Iterator[HeldOut]:
         scene = self.scene
@@ -215,11 +232,11 @@ class Judged:
         for each in done:
             asked = self._waiting.pop(each)
             try:
-                figures = ray.get(each)
+                found = ray.get(each)
             except ray.exceptions.RayError as error:
                 self._failed(asked, error)
             else:
-                self._heard(asked.step, figures or {})
+                self._tell(asked.step, found)
 
     def wait(self) -> None:
         """Until all that was handed over is judged, or for ten minutes."""
@@ -234,11 +251,12 @@ class Judged:
         method = getattr(self._actor, asked.what)
         self._waiting[method.remote(asked.weights, asked.step)] = asked
 
-    def _heard(self, step: int, figures: dict[str, float]) -> None:
-        """Of a loss, or of pictures, which have no figures."""
-        if figures:
-            self.losses[step] = figures[VALIDATION_LOSS]
-            self.job.run.metrics(figures, step)
+    def _tell(self, step: int, found: dict[str, float] | Pictures) -> None:
+        if isinstance(found, Pictures):
+            found.tell(self.job.run, step)
+            return
+        self.losses[step] = found[VALIDATION_LOSS]
+        self.job.run.metrics(found, step)
 
     def _failed(self, asked: _Asked, error: Exception) -> None:
         self.failed += 1

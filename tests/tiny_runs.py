@@ -73,7 +73,7 @@ class JudgedHere:
             self.losses[step] = figures["validation_loss"]
             self.job.run.metrics(figures, step)
         if pictures:
-            self.validator.show(weights, step)
+            self.validator.show(weights, step).tell(self.job.run, step)
 
     def wait(self) -> None:
         """Nothing is under way."""

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray.exceptions
 from bucket_store import SQUARE, STATISTICS, bucket_store
@@ -11,8 +12,9 @@ from ldm_core.latents.manifest import LatentStatistics
 from ldm_core.reading.held_out import hold_out
 from ldm_core.reading.index import index_store
 from pipelines import validation
-from pipelines.validation import MOST_TRIES, MOST_WAITING, Judged, held_out_digest
+from pipelines.validation import MOST_TRIES, MOST_WAITING, Judged, Pictures, held_out_digest
 
+PICTURES = Pictures(np.zeros((2, 2, 3), np.uint8), ["a caption"])
 CRASH = ray.exceptions.RayActorError()
 
 
@@ -47,7 +49,12 @@ def judged(monkeypatch):
     monkeypatch.setattr(validation, "ray", fake)
     monkeypatch.setattr(Judged, "_begin", lambda _: Actor(calls))
     told: dict[str, object] = {}
-    run = SimpleNamespace(metrics=lambda values, step: told.update(values), tags=told.update)
+    run = SimpleNamespace(
+        metrics=lambda values, step: told.update(values),
+        tags=told.update,
+        document=lambda value, name: told.update({name: value}),
+        image=lambda picture, key, step: told.update({f"{key} {step}": picture}),
+    )
     made = Judged(SimpleNamespace(run=run, warn=lambda line, kind="": None), scene=None)
     made.calls, made.answers, made.told = calls, answers, told
     return made
@@ -64,10 +71,18 @@ def figures(loss: float) -> dict[str, float]:
 def test_a_loss_is_known_and_told(judged):
     hand_over(judged, 7)
     assert [call[1:] for call in judged.calls] == [("loss", 7), ("show", 7)]
-    judged.answers |= {1: figures(0.5), 2: None}
-    judged.wait()
+    judged.answers |= {1: figures(0.5)}
+    judged.collect(0)
     assert judged.losses == {7: 0.5}
     assert judged.told == figures(0.5)
+
+
+def test_pictures_are_told_by_whom_they_were_asked_for(judged):
+    hand_over(judged, 7)
+    judged.answers |= {2: PICTURES}
+    judged.collect(0)
+    assert judged.told == {"preview-captions.json": ["a caption"], "samples 7": PICTURES.sheet}
+    assert judged.losses == {}
 
 
 def test_what_is_not_needed_is_left_out_when_two_sets_wait(judged):
@@ -77,7 +92,8 @@ def test_what_is_not_needed_is_left_out_when_two_sets_wait(judged):
     assert judged.told == {"skipped_validations": 1}
     hand_over(judged, 9, needed=True)
     assert [call[2] for call in judged.calls[4:]] == [9, 9]
-    judged.answers |= {1: figures(0.5), 3: figures(0.4), 5: figures(0.3), 2: None, 4: None, 6: None}
+    judged.answers |= {1: figures(0.5), 3: figures(0.4), 5: figures(0.3)}
+    judged.answers |= dict.fromkeys((2, 4, 6), PICTURES)
     judged.wait()
     assert judged.losses == {1: 0.5, 2: 0.4, 9: 0.3}
 
