@@ -42,6 +42,7 @@ from pipelines.training_data import tokens_of
 
 MOST_WAITING = 2  # sets of weights; with more, the next is left out
 MOST_TRIES = 3  # at a loss that is needed
+ROOM_S = 10.0  # between tries to find room for weights: no worker waits for long in silence
 LAST_S = 600  # that the end of a training waits for what is not judged yet
 VALIDATION_LOSS = "validation_loss"
 
@@ -217,7 +218,9 @@ class Judged:
             self.job.warn(line, kind="validation is behind")
             self.job.run.metrics({"skipped_validations": self.skipped}, step)
             return
-        kept = ray.put(weights)
+        kept = self._put(weights, step, needed)
+        if kept is None:
+            return
         if loss:
             self._ask(_Asked(kept, step, "loss", needed))
         if pictures:
@@ -246,6 +249,19 @@ class Judged:
         if self._waiting:
             self.job.warn(f"{len(self._waiting)} validations were not done in {LAST_S} s")
 
+    def _put(self, weights: dict[str, Tensor], step: int, needed: bool) -> Any:
+        """Where weights lie; None if nowhere, as the object store and its disk may be full."""
+        cause = ""
+        for seconds in (0.0, *[ROOM_S] * (MOST_TRIES - 1 if needed else 0)):
+            self.collect(seconds)  # what is judged meanwhile makes room
+            try:
+                return ray.put(weights)
+            except ray.exceptions.RayError as error:
+                cause = self._count(error)
+        if needed:
+            self.given_up[step] = cause
+        return None
+
     def _ask(self, what: _Asked) -> None:
         asked = replace(what, actor=self._actor, tries=what.tries + 1)
         method = getattr(self._actor, asked.what)
@@ -259,13 +275,18 @@ class Judged:
         self.job.run.metrics(found, step)
 
     def _failed(self, asked: _Asked, error: Exception) -> None:
-        self.failed += 1
-        cause = getattr(error, "cause", None) or error
-        self.job.warn(f"a validation failed: {cause}", kind="a validation failed")
-        self.job.run.tags({f"validation_failure.{self.failed}": str(cause)[-CAUSE_LENGTH:]})
+        cause = self._count(error)
         if isinstance(error, ray.exceptions.RayActorError) and asked.actor is self._actor:
             self._actor = self._begin()
         if asked.needed and asked.tries < MOST_TRIES:
             self._ask(asked)
         elif asked.needed:
-            self.given_up[asked.step] = str(cause)
+            self.given_up[asked.step] = cause
+
+    def _count(self, error: Exception) -> str:
+        """Tell of a failure; returns its cause."""
+        self.failed += 1
+        cause = str(getattr(error, "cause", None) or error)
+        self.job.warn(f"a validation failed: {cause}", kind="a validation failed")
+        self.job.run.tags({f"validation_failure.{self.failed}": cause[-CAUSE_LENGTH:]})
+        return cause

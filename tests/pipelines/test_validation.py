@@ -32,7 +32,10 @@ class Actor:
 
 @pytest.fixture
 def judged(monkeypatch):
-    """A `Judged` whose actors' calls are in `.calls`; `.answers` are figures or errors, by call."""
+    """A `Judged` whose actors' calls are in `.calls`; `.answers` are figures or errors, by call.
+
+    `.full` are errors of the object store, one for each time that it is to take something.
+    """
     answers: dict[int, object] = {}
 
     def wait(refs, num_returns, timeout):
@@ -45,7 +48,14 @@ def judged(monkeypatch):
         return answers[ref]
 
     calls: list = []
-    fake = SimpleNamespace(put=lambda x: x, wait=wait, get=get, exceptions=ray.exceptions)
+    full: list[Exception] = []
+
+    def put(value):
+        if full:
+            raise full.pop()
+        return value
+
+    fake = SimpleNamespace(put=put, wait=wait, get=get, exceptions=ray.exceptions)
     monkeypatch.setattr(validation, "ray", fake)
     monkeypatch.setattr(Judged, "_begin", lambda _: Actor(calls))
     told: dict[str, object] = {}
@@ -56,7 +66,7 @@ def judged(monkeypatch):
         image=lambda picture, key, step: told.update({f"{key} {step}": picture}),
     )
     made = Judged(SimpleNamespace(run=run, warn=lambda line, kind="": None), scene=None)
-    made.calls, made.answers, made.told = calls, answers, told
+    made.calls, made.answers, made.told, made.full = calls, answers, told, full
     return made
 
 
@@ -122,6 +132,29 @@ def test_what_is_not_needed_is_not_tried_again(judged):
     judged.wait()
     assert len(judged.calls) == 2
     assert (judged.losses, judged.given_up) == ({}, {})
+
+
+FULL = ray.exceptions.ObjectStoreFullError("no room")
+
+
+def test_a_full_object_store_is_a_validation_that_failed(judged):
+    judged.full += [FULL]
+    hand_over(judged, 7)
+    assert (judged.calls, judged.failed, judged.given_up) == ([], 1, {})
+    assert "no room" in judged.told["validation_failure.1"]
+    hand_over(judged, 8)
+    assert [call[2] for call in judged.calls] == [8, 8]
+
+
+def test_room_for_weights_that_are_needed_is_looked_for_again(judged):
+    judged.full += [FULL] * (MOST_TRIES - 1)
+    hand_over(judged, 7, needed=True)
+    assert [call[2] for call in judged.calls] == [7, 7]
+    judged.full += [FULL] * MOST_TRIES
+    hand_over(judged, 8, needed=True)
+    assert len(judged.calls) == 2
+    assert list(judged.given_up) == [8]
+    assert judged.failed == 2 * MOST_TRIES - 1
 
 
 def test_an_actor_that_dies_over_two_sets_is_replaced_once(judged):
