@@ -192,12 +192,18 @@ class DenoiserTraining:
 
     def judge(self, done: int, loss: bool, pictures: bool) -> None:
         """Hand the averaged weights over. The last ones' loss is the model's."""
-        weights, _ = model_weights(self.section, self.network, self.averages, self.first_worker)
         needed = loss and (self.section.patience is not None or done == self.last)
         if loss:
             self.ending.asked(done)
+        if not needed and not self.is_taken(done):
+            return
+        weights, _ = model_weights(self.section, self.network, self.averages, self.first_worker)
         if self.judged:
             self.judged.hand_over(weights, done, loss, pictures, needed)
+
+    def is_taken(self, done: int) -> bool:
+        """Whether whoever judges has room: asked before all workers gather the whole weights."""
+        return bool(self.parallel.most(int(self.judged is not None and self.judged.takes(done))))
 
     def keep(self, done: int) -> None:
         """Save what training can go on from, if it is time to."""

@@ -206,18 +206,23 @@ class Judged:
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(Validator)
         return actor.remote(self.job, self.scene, "cuda" if gpus else "cpu")
 
+    def takes(self, step: int) -> bool:
+        """Whether weights are taken whose loss is not needed: not while two sets wait. That those
+        of a step are left out is told and counted.
+        """
+        self.collect(0)
+        if len({asked.step for asked in self._waiting.values()}) < MOST_WAITING:
+            return True
+        self.skipped += 1
+        line = f"validation is behind: the weights of step {step} are left out"
+        self.job.warn(line, kind="validation is behind")
+        self.job.run.metrics({"skipped_validations": self.skipped}, step)
+        return False
+
     def hand_over(
         self, weights: dict[str, Tensor], step: int, loss: bool, pictures: bool, needed: bool
     ) -> None:
-        """Have weights judged, unless two sets wait already and their loss is not needed."""
-        self.collect(0)
-        waiting = {asked.step for asked in self._waiting.values()}
-        if len(waiting) >= MOST_WAITING and not needed:
-            self.skipped += 1
-            line = f"validation is behind: the weights of step {step} are left out"
-            self.job.warn(line, kind="validation is behind")
-            self.job.run.metrics({"skipped_validations": self.skipped}, step)
-            return
+        """Have weights judged; that there is no room for them is told and counted."""
         kept = self._put(weights, step, needed)
         if kept is None:
             return

@@ -67,6 +67,10 @@ class JudgedHere:
         self.losses: dict[int, float] = {}
         self.given_up: dict[int, str] = {}
 
+    def takes(self, step: int) -> bool:
+        """Nothing waits."""
+        return True
+
     def hand_over(self, weights: Any, step: int, loss: bool, pictures: bool, needed: bool) -> None:
         if loss:
             figures = self.validator.loss(weights, step)

@@ -127,6 +127,34 @@ def test_training_that_goes_on_looks_at_its_checkpoint_again(first, judged):
     assert said == judged
 
 
+@pytest.mark.parametrize(
+    ("patience", "loss", "done", "room", "expected"),
+    [
+        (None, True, 4, True, ["takes", "gathered", False]),
+        (None, True, 4, False, ["takes"]),
+        (1, True, 4, False, ["gathered", True]),
+        (1, False, 4, False, ["takes"]),  # pictures are not needed
+        (None, True, 10, False, ["gathered", True]),  # the last
+    ],
+)
+def test_weights_are_gathered_where_somebody_takes_them(
+    monkeypatch, patience, loss, done, room, expected
+):
+    training, said = object.__new__(DenoiserTraining), []
+    monkeypatch.setattr(module, "model_weights", lambda *_: (said.append("gathered"), {}))
+    training.section = SimpleNamespace(patience=patience)
+    training.last, training.first_worker = 10, True
+    training.network = training.averages = None
+    training.ending = SimpleNamespace(asked=lambda done: None)
+    training.parallel = SimpleNamespace(most=lambda count: count)
+    training.judged = SimpleNamespace(
+        takes=lambda step: said.append("takes") or room,
+        hand_over=lambda *asked: said.append(asked[-1]),
+    )
+    training.judge(done, loss, pictures=True)
+    assert said == expected
+
+
 def test_a_warning_is_saved_for_once(clock, monkeypatch):
     warned = [False]
     monkeypatch.setattr(module, "being_preempted", lambda: warned[0])

@@ -96,8 +96,10 @@ def test_pictures_are_told_by_whom_they_were_asked_for(judged):
 
 
 def test_what_is_not_needed_is_left_out_when_two_sets_wait(judged):
-    for step in range(1, MOST_WAITING + 2):
+    for step in range(1, MOST_WAITING + 1):
+        assert judged.takes(step)
         hand_over(judged, step)
+    assert not judged.takes(MOST_WAITING + 1)
     assert [call[2] for call in judged.calls] == [1, 1, 2, 2]
     assert judged.told == {"skipped_validations": 1}
     hand_over(judged, 9, needed=True)
@@ -106,6 +108,7 @@ def test_what_is_not_needed_is_left_out_when_two_sets_wait(judged):
     judged.answers |= dict.fromkeys((2, 4, 6), PICTURES)
     judged.wait()
     assert judged.losses == {1: 0.5, 2: 0.4, 9: 0.3}
+    assert judged.takes(10)
 
 
 def test_a_loss_that_is_needed_is_tried_again_and_pictures_are_not(judged):
