@@ -101,10 +101,12 @@ def held_out_digest(rows: StoreIndex, statistics: LatentStatistics, seed: int) -
 
 
 class Validator:
-    """Judges one set of weights after another."""
+    """Judges one set of weights after another; on a CPU with as many threads as a worker has."""
 
     def __init__(self, job: Job, scene: Scene, device: str) -> None:
         self.job, self.scene, self.device = job, scene, torch.device(device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(job.workers.threads)
         self.network = new_backbone(scene.backbone).to(self.device).eval()
 
     def loss(self, weights: dict[str, Tensor], step: int) -> dict[str, float]:

@@ -1,18 +1,29 @@
 """The worker's side of validation: what is left out, what is tried again, when it gives up."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray.exceptions
+import torch
 from bucket_store import SQUARE, STATISTICS, bucket_store
+from tiny_project import backbone
 
 from ldm_core.latents.manifest import LatentStatistics
 from ldm_core.reading.held_out import hold_out
 from ldm_core.reading.index import index_store
 from pipelines import validation
-from pipelines.validation import MOST_TRIES, MOST_WAITING, Judged, Pictures, held_out_digest
+from pipelines.recipes.base import Workers
+from pipelines.validation import (
+    MOST_TRIES,
+    MOST_WAITING,
+    Judged,
+    Pictures,
+    Validator,
+    held_out_digest,
+)
 
 PICTURES = Pictures(np.zeros((2, 2, 3), np.uint8), ["a caption"])
 CRASH = ray.exceptions.RayActorError()
@@ -169,6 +180,24 @@ def test_an_actor_that_dies_over_two_sets_is_replaced_once(judged):
     actors = [call[0] for call in judged.calls]
     assert actors[:2] == [first, first]
     assert actors[2] is actors[3] is judged._actor is not first
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """What torch has now, and has again afterwards."""
+    count = torch.get_num_threads()
+    yield count
+    torch.set_num_threads(count)
+
+
+def test_a_validator_on_a_cpu_has_a_worker_s_threads(threads):
+    """The environment of Ray's processes says one."""
+    workers = Workers(cpus=threads + 1.5)
+    scene = SimpleNamespace(backbone=backbone())
+    Validator(SimpleNamespace(workers=workers), scene, "meta")
+    assert torch.get_num_threads() == threads
+    Validator(SimpleNamespace(workers=workers), scene, "cpu")
+    assert torch.get_num_threads() == threads + 1
 
 
 def test_losses_compare_on_the_same_rows_noise_and_normalisation(tmp_path):
