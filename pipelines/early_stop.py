@@ -16,6 +16,7 @@ before; the loss of a checkpoint's own step is found again from the weights it h
 """
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ from pipelines.recipes.sections import TrainSection
 from pipelines.validation import Judged
 
 ASK_S = 10.0  # the longest that workers are without news of each other
+SAY_S = 180.0  # between lines that say what is waited for
 LOSSES = "validation-losses.json"  # in the folder of the run's checkpoints
 LACKING = "losses_lacking"  # in a checkpoint's facts: steps
 FEWEST = 2  # checkpoints that are kept: at most one of them lacks losses
@@ -148,10 +150,21 @@ class EarlyStop:
 
     def _settle(self, done: int) -> None:
         """Wait for the loss that was asked for before; workers hear of each other meanwhile, as
-        one that waits for long in silence is given up."""
+        one that waits for long in silence is given up. So does the user, now and then."""
+        said = began = time.monotonic()
         while 0 < self._asked < done:
             if self.parallel.most(int(self._heard())):
                 self._asked = 0
+            elif self.judged and time.monotonic() - said > SAY_S:
+                said = time.monotonic()
+                self._say(self.judged, said - began)
+
+    def _say(self, judged: Judged, seconds: float) -> None:
+        line = (
+            f"training has waited {seconds / 60:.0f} minutes for the validation loss of step "
+            f"{self._asked}, which decides when it ends (train.patience {self.patience})"
+        )
+        judged.job.warn(line, kind="a validation is waited for")
 
     def _heard(self) -> bool:
         if self.judged is None:

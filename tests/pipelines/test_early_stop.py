@@ -10,7 +10,17 @@ from types import SimpleNamespace
 import pytest
 
 from ldm_core.errors import UserError
-from pipelines.early_stop import FEWEST, LACKING, LOSSES, EarlyStop, Standing, standing
+from pipelines import early_stop
+from pipelines.early_stop import (
+    ASK_S,
+    FEWEST,
+    LACKING,
+    LOSSES,
+    SAY_S,
+    EarlyStop,
+    Standing,
+    standing,
+)
 
 NAN = math.nan
 PATIENCE, EVERY, POINTS = 2, 5, 12
@@ -250,6 +260,30 @@ def test_a_loss_that_is_lost_is_no_end_of_another_step(tmp_path):
     assert judged.losses == {5: 1.0}
     with pytest.raises(UserError, match=r"validation-losses.json has no .* of step 10, .*--force"):
         stop.go_on_from(18)
+
+
+def test_a_long_wait_is_told_of_every_few_minutes(tmp_path, monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(early_stop.time, "monotonic", lambda: now[0])
+
+    class Slow(Late):
+        """Whoever asks waits as long as it says."""
+
+        job = SimpleNamespace(warn=lambda line, kind: told.append(line))
+
+        def collect(self, seconds: float) -> None:
+            now[0] += seconds
+            super().collect(seconds)
+
+    judged = Slow([1.0], delay=int(2.5 * SAY_S / ASK_S))
+    stop = ending(tmp_path, judged, ALONE)
+    stop.asked(EVERY)
+    judged.hand_over(EVERY)
+    assert not stop.comes_at(2 * EVERY)
+    assert [line.partition(",")[0] for line in told] == [
+        f"training has waited {minutes} minutes for the validation loss of step 5"
+        for minutes in (3, 6)
+    ]
 
 
 def test_a_loss_that_cannot_be_had_ends_the_wait(tmp_path):
