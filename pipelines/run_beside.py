@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.credentials import masked
 from pipelines.tracking import Run
 
-MOST_WAITING = 10_000  # entries; of more, the oldest are left out
+MOST_WAITING = 1_000  # entries, which every checkpoint holds; of more, the oldest are left out
 ARTIFACT_TRIES = 6  # of pictures and documents, behind which figures wait
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
@@ -43,7 +43,8 @@ class Outbox:
 
     Args:
         refused: whether an error is of the item, which is then left out, and not of the way.
-        told: is given a line when nothing arrives, when it does again, and when items are lost.
+        told: is given a line when nothing arrives, when it does again, and when the first item of
+            many is lost: the next such line is after all others have arrived.
         first_pause_s: before an item is sent again; pauses double up to LONGEST_PAUSE_S.
         most: items that wait.
     """
@@ -60,7 +61,7 @@ class Outbox:
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._overflowing = False
 
     def put(self, item: Item) -> None:
         """Have something sent; returns at once."""
@@ -68,12 +69,13 @@ class Outbox:
             full = len(self._items) == self.most
             if full:
                 self._items.popleft()
+            news, self._overflowing = full and not self._overflowing, full or self._overflowing
             self._items.append(item)
             if not self._thread:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="outbox")
                 self._thread.start()
             self._changed.notify_all()
-        if full:
+        if news:
             self.told(f"more than {self.most} entries wait for the tracking server: the oldest go")
 
     def waiting(self) -> list[Mapping[str, Any]]:
@@ -98,6 +100,7 @@ class Outbox:
             with self._changed:
                 if self._items and self._items[0] is item:  # else it was one too many
                     self._items.popleft()
+                self._overflowing = self._overflowing and bool(self._items)
                 self._changed.notify_all()
 
     def _first(self) -> Item | None:
