@@ -262,6 +262,15 @@ def test_a_loss_that_is_lost_is_no_end_of_another_step(tmp_path):
         stop.go_on_from(18)
 
 
+def test_the_loss_of_a_step_has_no_say_in_whether_it_is_the_last(tmp_path):
+    """It may be known when the reason is told, and when training goes on from that step."""
+    judged = Late([], 0)
+    judged.losses = {5: 1.0, 10: 1.0, 15: 1.0, 20: 0.5}  # as low is not lower
+    stop = ending(tmp_path, judged, ALONE)
+    assert [stop.comes_at(step) for step in (10, 15, 20)] == [False, False, True]
+    assert stop.reason(20).startswith("2 validations since step 5 without a loss below 1 ")
+
+
 def test_a_long_wait_is_told_of_every_few_minutes(tmp_path, monkeypatch):
     now, told = [0.0], []
     monkeypatch.setattr(early_stop.time, "monotonic", lambda: now[0])
