@@ -139,9 +139,10 @@ def test_a_killed_training_goes_on_to_the_same_bits_from_adapters_alone(
 
 
 def test_workers_refuse_a_base_that_was_replaced_since_the_command_began(
-    base, tmp_path, monkeypatch
+    base, tmp_path_factory, monkeypatch
 ):
-    mine, root = str(shutil.copytree(base, tmp_path / "mine")), tmp_path / "run"
+    root = tmp_path_factory.mktemp("replaced")
+    mine = str(shutil.copytree(base, root / "mine"))
     shutil.copytree(Path(base).parent / "latents", root / "latents")
     config, network, began = load_model(mine)
 
