@@ -30,6 +30,7 @@ from pipelines.backbones import BackboneConfig, backbone_config, lists_of_blocks
 from pipelines.model_uri import model_uri
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import TrainSection
+from pipelines.train_initial import check_unchanged
 
 MODEL = "model"  # the average that is the model
 _RECOMPUTE: dict[str, Recompute | None] = {
@@ -45,9 +46,19 @@ def fitting(section: TrainSection, reader: StreamReader, bucket: str) -> Backbon
 
 
 def arranged(
-    recipe: Recipe, config: BackboneConfig, layout: Layout, device: torch.device
+    recipe: Recipe,
+    config: BackboneConfig,
+    layout: Layout,
+    device: torch.device,
+    initial: str | None = None,
 ) -> Parallel:
     """The network over all workers, with the same weights to begin with on each.
+
+    Args:
+        recipe, config: what it is.
+        layout: of the workers.
+        device: of this one.
+        initial: digest that the initial model is to have; None takes any.
 
     Raises:
         UserError: the layout does not fit, or the initial model.
@@ -57,7 +68,7 @@ def arranged(
         if sharded:
             network = with_adapters(section, new_backbone(config))
         else:
-            network = new_weights(recipe, config)
+            network = new_weights(recipe, config, initial)
     if not sharded:
         network.to(device)
     parallel = parallelise(
@@ -72,18 +83,26 @@ def arranged(
     )
     if sharded:  # no worker but the first ever holds the whole
         network.to_empty(device=device)
-        deal_out(network, new_weights(recipe, config).state_dict() if not parallel.rank else None)
+        whole = None if parallel.rank else new_weights(recipe, config, initial).state_dict()
+        deal_out(network, whole)
     return parallel
 
 
-def new_weights(recipe: Recipe, config: BackboneConfig) -> DiT | MMDiT:
-    """The network as training begins, in main memory: the same on every worker."""
+def new_weights(recipe: Recipe, config: BackboneConfig, initial: str | None = None) -> DiT | MMDiT:
+    """The network as training begins, in main memory: the same on every worker.
+
+    Raises:
+        UserError: the initial model does not fit, or has another digest than `initial`.
+    """
     torch.manual_seed(recipe.seed)
     network = new_backbone(config)
     if recipe.train.initial:
         from ldm_core.model_export import initial_weights  # here: diffusers takes seconds
 
-        initial_weights(model_uri(recipe.train.initial)).load_into(network)
+        uri = model_uri(recipe.train.initial)
+        initial_weights(uri).load_into(network)
+        if initial is not None:
+            check_unchanged(uri, initial)  # now: what was put there meanwhile is noticed too
     return with_adapters(recipe.train, network)
 
 

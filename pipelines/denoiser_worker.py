@@ -4,7 +4,6 @@ What a step learns from depends on (seed, step) alone: not on how many workers t
 are laid out, or how often they had to begin again.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +26,7 @@ from pipelines.denoiser_network import (
     new_update,
     rate_at,
 )
-from pipelines.early_stop import EarlyStop
+from pipelines.early_stop import FEWEST, EarlyStop
 from pipelines.promotion import Score
 from pipelines.ray_training import Job, being_preempted, due
 from pipelines.recipes.sections import TrainSection
@@ -63,9 +62,10 @@ def layout_for(section: TrainSection, world: int) -> Layout:
     """The recipe's layout, of as many workers as there are: fewer if machines were lost.
 
     What cannot be copies of the recipe's shards becomes one copy in more or fewer shards, and
-    tokens are dealt out to fewer workers if need be.
+    tokens are dealt out to fewer workers if need be. The section has a micro-batch for each of the
+    workers that are then given samples of their own: it refuses numbers for which it has not.
     """
-    shard, context = section.layout.shard, math.gcd(world, section.layout.context)
+    shard, context = section.layout.shard, section.layout.context_of(world)
     if world % (shard * context):
         return Layout(1, world // context, context)
     return Layout.filling(world, shard, context)
@@ -89,7 +89,8 @@ class DenoiserTraining:
         self.job, self.data, self.recipe, self.section = job, data, job.recipe, job.recipe.train
         self.reader, self.null = reader, reader.null_condition().to(device)
         self.config = fitting(self.section, reader, data.main)
-        self.parallel = arranged(job.recipe, self.config, layout, device)
+        initial = job.inputs.get("initial")
+        self.parallel = arranged(job.recipe, self.config, layout, device, initial)
         self.network, self.first_worker = self.parallel.network, self.parallel.rank == 0
         self.update = new_update(job.recipe, self.parallel)
         self.averages = new_averages(self.section, self.network)
@@ -99,7 +100,7 @@ class DenoiserTraining:
             self.averages.by_name,
             architecture(self.config, reader),
             str(layout),
-            self.section.keep_checkpoints,
+            max(self.section.keep_checkpoints, FEWEST if self.section.patience else 1),
         )
         self.snapshots = Snapshots(job, self.averages.by_name, architecture(self.config, reader))
         self.figures = new_figures(self.section, self.config, reader, self.parallel)
@@ -118,15 +119,16 @@ class DenoiserTraining:
     def begin(self) -> int:
         """Go back to the newest checkpoint; returns the steps done.
 
-        Its weights are validated again: the loss of its step may not have come in time.
+        Its weights are looked at again: the loss of its step may not have come in time, nor its
+        pictures.
         """
-        first = self.resuming.restore()
+        first = self.resuming.restore(self.ending.has_lacking)
         self.snapshots.begin(first)
         self.ending.go_on_from(first)
         if first and self.ending.comes_at(first):
             self.last = first
-        if first and self.validates_at(first):
-            self.judge(first, loss=True, pictures=False)
+        if first:
+            self.look(first)
         return first
 
     def steps(self, first: int) -> Iterator[int]:
@@ -190,24 +192,30 @@ class DenoiserTraining:
 
     def judge(self, done: int, loss: bool, pictures: bool) -> None:
         """Hand the averaged weights over. The last ones' loss is the model's."""
-        weights, _ = model_weights(self.section, self.network, self.averages, self.first_worker)
         needed = loss and (self.section.patience is not None or done == self.last)
         if loss:
             self.ending.asked(done)
+        if not needed and not self.is_taken(done):
+            return
+        weights, _ = model_weights(self.section, self.network, self.averages, self.first_worker)
         if self.judged:
             self.judged.hand_over(weights, done, loss, pictures, needed)
+
+    def is_taken(self, done: int) -> bool:
+        """Whether whoever judges has room: asked before all workers gather the whole weights."""
+        return bool(self.parallel.most(int(self.judged is not None and self.judged.takes(done))))
 
     def keep(self, done: int) -> None:
         """Save what training can go on from, if it is time to."""
         now = due(done, self.section.checkpoint_every, self.last)  # and if writing the model fails
         if not now and not self.watch.says_save():
             return
-        self.ending.keep(done)
-        self.resuming.save(done)
+        self.resuming.save(done, self.ending.facts(done))
         if now:
             self.snapshots.save(done)
         elif self.watch.warned:  # else it is written while training goes on
             self.resuming.wait()
+        self.ending.keep(done)  # last: a machine that is about to go waits for no validation
 
     def scene(self) -> Scene:
         """What validations look at: some captions of the store, and the held-out rows."""

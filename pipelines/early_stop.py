@@ -7,14 +7,19 @@ Where it ends is a function of the validation losses and their steps alone:
 
 Losses come from an actor beside training. So that no clock has a say, training waits at each
 validation step for the loss of the one before, whose time is what validation may take for nothing.
-The first worker decides and the others hear of it. Losses are kept beside the checkpoints; a
-checkpoint waits for those of the steps before it, so that training that goes on from it knows all
-of them, and the loss of its own step is found again from the weights it holds.
+The first worker decides and the others hear of it.
+
+Losses are kept beside the checkpoints. A checkpoint waits for none of them, as its machine may be
+about to go: it names those of the steps before it that are not kept yet, and training waits for
+them once it is saved. Training that goes on from a checkpoint knows them all, or takes the one
+before; the loss of a checkpoint's own step is found again from the weights it holds.
 """
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ldm_core.errors import UserError
 from ldm_core.files import exists, join, read_json, write_json
@@ -24,7 +29,10 @@ from pipelines.recipes.sections import TrainSection
 from pipelines.validation import Judged
 
 ASK_S = 10.0  # the longest that workers are without news of each other
+SAY_S = 180.0  # between lines that say what is waited for
 LOSSES = "validation-losses.json"  # in the folder of the run's checkpoints
+LACKING = "losses_lacking"  # in a checkpoint's facts: steps
+FEWEST = 2  # checkpoints that are kept: at most one of them lacks losses
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,12 @@ class EarlyStop:
         self._kept = 0  # losses that are written down
 
     def asked(self, step: int) -> None:
-        """The loss after so many steps has been asked for."""
-        self._asked = step
+        """The loss after so many steps is asked for; waits for the one before it, which else nobody
+        would wait for any more: the last step need not be a multiple of `validate_every`.
+        """
+        if self.patience is not None:
+            self._settle(step)
+            self._asked = step
 
     def go_on_from(self, first: int) -> None:
         """Take over the losses before the step that training goes on from.
@@ -76,8 +88,7 @@ class EarlyStop:
         """
         if self.patience is None or self.judged is None or not first:
             return
-        kept = patiently(lambda: read_json(self.uri) if exists(self.uri) else {})
-        known = {int(step): loss for step, loss in kept.items() if int(step) < first}
+        known = {step: loss for step, loss in self._read().items() if step < first}
         missing = [step for step in range(self.every, first, self.every) if step not in known]
         if missing:
             raise UserError(
@@ -96,8 +107,27 @@ class EarlyStop:
         over = self.judged is not None and self.standing(done).since >= self.patience
         return bool(self.parallel.most(int(over)))
 
+    def facts(self, done: int) -> dict[str, Any]:
+        """What a checkpoint after `done` steps says of losses; the first worker's counts."""
+        if self.patience is None:
+            return {}
+        return {LACKING: [*range(self.every, done, self.every)][self._kept :]}
+
+    def has_lacking(self, facts: Mapping[str, Any]) -> bool:
+        """Whether the losses that a checkpoint lacked are kept by now; of the first worker alone.
+
+        If not, whoever was to wait for them was killed, and the weights they are of are gone. But
+        where those before them have gone too, the file has: `go_on_from` says so.
+        """
+        lacking = facts.get(LACKING, [])
+        if not lacking:
+            return True
+        kept = self._read()
+        before = range(self.every, lacking[0], self.every)
+        return kept.keys() >= set(lacking) or not kept.keys() >= set(before)
+
     def keep(self, done: int) -> None:
-        """Before a checkpoint after `done` steps: wait for the losses before it, and keep them."""
+        """After a checkpoint of `done` steps: wait for the losses before it, and keep them."""
         if self.patience is None:
             return
         self._settle(done)
@@ -120,10 +150,21 @@ class EarlyStop:
 
     def _settle(self, done: int) -> None:
         """Wait for the loss that was asked for before; workers hear of each other meanwhile, as
-        one that waits for long in silence is given up."""
+        one that waits for long in silence is given up. So does the user, now and then."""
+        said = began = time.monotonic()
         while 0 < self._asked < done:
             if self.parallel.most(int(self._heard())):
                 self._asked = 0
+            elif self.judged and time.monotonic() - said > SAY_S:
+                said = time.monotonic()
+                self._say(self.judged, said - began)
+
+    def _say(self, judged: Judged, seconds: float) -> None:
+        line = (
+            f"training has waited {seconds / 60:.0f} minutes for the validation loss of step "
+            f"{self._asked}, which decides when it ends (train.patience {self.patience})"
+        )
+        judged.job.warn(line, kind="a validation is waited for")
 
     def _heard(self) -> bool:
         if self.judged is None:
@@ -136,6 +177,10 @@ class EarlyStop:
                 f"{self.patience}), and validation failed again and again: {cause}"
             )
         return self._asked in self.judged.losses
+
+    def _read(self) -> dict[int, float]:
+        kept = patiently(lambda: read_json(self.uri) if exists(self.uri) else {})
+        return {int(step): loss for step, loss in kept.items()}
 
     def _before(self, done: int) -> dict[int, float]:
         losses = self.judged.losses if self.judged else {}

@@ -18,7 +18,8 @@ import numpy as np
 from pipelines.credentials import masked
 from pipelines.tracking import Run
 
-MOST_WAITING = 10_000  # entries; of more, the oldest are left out
+MOST_WAITING = 1_000  # entries, which every checkpoint holds; of more, the oldest are left out
+ARTIFACT_TRIES = 6  # of pictures and documents, behind which figures wait
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 
@@ -29,10 +30,12 @@ class Item:
     Attributes:
         send: raises if it has not arrived.
         entry: what to keep in a checkpoint, as JSON; None of what is not worth it.
+        tries: after so many it is left out; None sends it until it has arrived.
     """
 
     send: Callable[[], None]
     entry: Mapping[str, Any] | None = None
+    tries: int | None = None
 
 
 class Outbox:
@@ -40,7 +43,8 @@ class Outbox:
 
     Args:
         refused: whether an error is of the item, which is then left out, and not of the way.
-        told: is given a line when nothing arrives, when it does again, and when items are lost.
+        told: is given a line when nothing arrives, when it does again, and when the first item of
+            many is lost: the next such line is after all others have arrived.
         first_pause_s: before an item is sent again; pauses double up to LONGEST_PAUSE_S.
         most: items that wait.
     """
@@ -57,7 +61,7 @@ class Outbox:
         self._items: deque[Item] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._overflowing = False
 
     def put(self, item: Item) -> None:
         """Have something sent; returns at once."""
@@ -65,12 +69,13 @@ class Outbox:
             full = len(self._items) == self.most
             if full:
                 self._items.popleft()
+            news, self._overflowing = full and not self._overflowing, full or self._overflowing
             self._items.append(item)
             if not self._thread:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="outbox")
                 self._thread.start()
             self._changed.notify_all()
-        if full:
+        if news:
             self.told(f"more than {self.most} entries wait for the tracking server: the oldest go")
 
     def waiting(self) -> list[Mapping[str, Any]]:
@@ -95,6 +100,7 @@ class Outbox:
             with self._changed:
                 if self._items and self._items[0] is item:  # else it was one too many
                     self._items.popleft()
+                self._overflowing = self._overflowing and bool(self._items)
                 self._changed.notify_all()
 
     def _first(self) -> Item | None:
@@ -103,19 +109,23 @@ class Outbox:
             return None if self._closed else self._items[0]
 
     def _send(self, item: Item) -> None:
-        """Until it has arrived or is refused, or the outbox is closed."""
-        pause = self.first_pause_s
+        """Until it has arrived or is refused, was tried often enough, or the outbox is closed."""
+        pause, tries = self.first_pause_s, 0
         while not self._closed:
+            tries += 1
             try:
                 item.send()
             except Exception as error:  # whatever its client raises: training goes on
                 if self.refused(error):
                     self.told(masked(f"the tracking server refuses {item.entry}: {error}"))
                     return
-                if pause == self.first_pause_s:
+                if tries == item.tries:
+                    self.told(masked(f"the tracking server is without an artifact: {error}"))
+                    return
+                if tries == 1:
                     self.told(masked(f"the tracking server does not answer, figures wait: {error}"))
             else:
-                if pause > self.first_pause_s:
+                if tries > 1:
                     self.told("the tracking server answers again")
                 return
             with self._changed:
@@ -125,7 +135,9 @@ class Outbox:
 
 @dataclass(frozen=True)
 class RunBeside(Run):
-    """A run whose metrics, tags and pictures are told from a thread. Use as a context manager.
+    """A run whose metrics, tags, pictures and documents are told from a thread.
+
+    Use as a context manager.
 
     Sent to another process it is a plain run.
     """
@@ -149,7 +161,15 @@ class RunBeside(Run):
 
     def image(self, picture: np.ndarray, key: str, step: int = 0) -> None:
         """As a plain run, at some time; checkpoints do not keep it."""
-        self.outbox.put(Item(partial(self.plain.image, picture, key, step)))
+        self._beside(partial(self.plain.image, picture, key, step))
+
+    def document(self, value: Any, name: str) -> None:
+        """As a plain run, at some time; checkpoints do not keep it."""
+        self._beside(partial(self.plain.document, value, name))
+
+    def _beside(self, send: Callable[[], None]) -> None:
+        """What the artifacts' store never takes, figures do not wait for."""
+        self.outbox.put(Item(send, tries=ARTIFACT_TRIES))
 
     def untold(self) -> list[Mapping[str, Any]]:
         """Entries that its server has not heard yet."""

@@ -10,7 +10,7 @@ from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.store import StoreVersion
 from pipelines.backbones import LatentSpace, declared_space, stored_space
 from pipelines.recipes.schema import Recipe
-from pipelines.train_initial import check_initial, encoder_digests
+from pipelines.train_initial import check_initial, check_not_overwritten, encoder_digests
 from pipelines.train_plan import TrainingPlan, plan_training
 
 
@@ -26,9 +26,12 @@ def check_training(
 
     Raises:
         UserError: a store holds other sizes or videos of another kind than the transformer takes;
-            further stores or the initial model have other encoders, or that has another shape;
-            the autoencoder that made the latents is gone, or another one by now.
+            further stores or the initial model have other encoders, or that has another shape, or
+            lies where the training writes its own; the autoencoder that made the latents is gone,
+            or another one by now.
     """
+    if recipe.train.initial:
+        check_not_overwritten(recipe.train.initial, recipe.product("teacher"))
     check_buckets(recipe, version)
     check_named_once([version, *mix])
     check_autoencoder(version)

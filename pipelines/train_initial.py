@@ -1,14 +1,16 @@
 """Whether an initial model goes with a training's latents, captions and network."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from ldm_core.backbones.dit import DiTConfig
 from ldm_core.errors import UserError
+from ldm_core.files import absolute, is_remote
 from ldm_core.latents.manifest import Manifest
 from ldm_core.model_directory import read_config
 from pipelines.backbones import BackboneConfig
-from pipelines.train_inputs import diffusers_config
+from pipelines.train_inputs import diffusers_config, initial_model
 
 
 def check_initial(uri: str, manifest: Manifest, backbone: BackboneConfig) -> None:
@@ -33,6 +35,44 @@ def check_initial(uri: str, manifest: Manifest, backbone: BackboneConfig) -> Non
             )
     theirs = config.backbone.model_dump(exclude={"latent_size"})
     _check_shape(uri, _name(config.backbone), theirs, backbone)
+
+
+def check_not_overwritten(uri: str, product: str) -> None:
+    """Refuse to start from the folder that the training writes its own model to: workers that
+    begin again read the initial model again.
+
+    Raises:
+        UserError: they are one folder.
+    """
+    if _place(uri) == _place(product):
+        raise UserError(
+            f"train.initial {uri} is where this training writes its own model: copy it to another "
+            "folder and start from that, or train in another root (a model trained with "
+            "train.promote=better is kept in a folder of its own when it becomes the champion)"
+        )
+
+
+def check_unchanged(uri: str, digest: str) -> None:
+    """Refuse another initial model than the one the training began with.
+
+    Args:
+        uri: of its folder.
+        digest: that it had then.
+
+    Raises:
+        UserError: it has another one now.
+    """
+    found = initial_model(uri).digest
+    if found != digest:
+        raise UserError(
+            f"train.initial {uri} now holds the model {found}, but this training began with "
+            f"{digest}: put that one back, or run the command again to train anew from {found}"
+        )
+
+
+def _place(uri: str) -> str:
+    """The same for all names of a folder."""
+    return uri.rstrip("/") if is_remote(uri) else os.path.realpath(absolute(uri))
 
 
 def encoder_digests(manifest: Manifest) -> dict[str, str]:

@@ -4,16 +4,18 @@ They are the project's own and Ray Train hears nothing of them: its controller w
 checkpoints without trying again, and with it a storage that is away for ten seconds ends the run.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
 import ray.train
 
 from ldm_core.files import remove
+from ldm_core.training.checkpoint_folder import Checkpoint
 from ldm_core.training.checkpoint_patience import patiently
 from ldm_core.training.checkpoint_ranks import Ranks
-from ldm_core.training.checkpoint_retention import Retention
+from ldm_core.training.checkpoint_retention import Retention, remove_checkpoint
 from ldm_core.training.checkpoint_snapshots import snapshot
 from ldm_core.training.checkpoint_state import Average, TrainingState
 from ldm_core.training.checkpoints import Checkpoints, SaveFailed
@@ -23,6 +25,7 @@ from pipelines.ray_training import Job
 from pipelines.teacher_places import snapshots_place
 from pipelines.tracking import Run
 
+T = TypeVar("T")
 MOST_FAILED = 3  # saves in a row; each of them has tried for minutes
 
 
@@ -61,9 +64,18 @@ class Resuming:
             failed=_Forgiving(job.run, "failed_checkpoints"),
         )
 
-    def restore(self) -> int:
-        """Go back to the newest sound checkpoint, if there is one; returns the steps done."""
+    def restore(self, complete: Callable[[Mapping[str, Any]], bool] = lambda _: True) -> int:
+        """Go back to the newest sound checkpoint, if there is one; returns the steps done.
+
+        Args:
+            complete: asked on the first worker whether what a checkpoint of these facts did not
+                hold when it was saved is there by now. One without it is removed, and the one
+                before is taken.
+        """
         found = self.checkpoints.newest()
+        while found is not None and not self._agreed(partial(complete, found.state)):
+            self._agreed(partial(self._remove, found))
+            found = self.checkpoints.newest()
         if found is None:
             return self.job.begin(0, 0.0)
         self.state.load(found)
@@ -73,8 +85,10 @@ class Resuming:
                 self.job.run.tell(entry)
         return self.job.begin(found.step, found.state["seconds"])
 
-    def save(self, done: int) -> None:
-        """Keep the state after `done` steps; it is written while training goes on."""
+    def save(self, done: int, more: Mapping[str, Any] = {}) -> None:
+        """Keep the state after `done` steps, and `more` facts; it is written while training goes
+        on.
+        """
         first = self.checkpoints.ranks.rank == 0
         seconds = ray.get(self.job.board.seconds.remote()) if first else 0.0
         facts = {
@@ -82,12 +96,20 @@ class Resuming:
             "update": self.update.state_dict(),
             "seconds": seconds,
             "untold": self.job.run.untold(),  # what this worker's end would have forgotten
+            **more,
         }
         self.checkpoints.save(done, self.state.tensors(), facts)
 
     def wait(self) -> None:
         """Until what was saved last is written."""
         self.checkpoints.wait()
+
+    def _agreed(self, answer: Callable[[], T]) -> T:
+        return self.checkpoints.ranks.first(answer)
+
+    def _remove(self, checkpoint: Checkpoint) -> None:
+        _tell(f"{checkpoint.uri} lacks what was to be written after it: going back to one before")
+        patiently(lambda: remove_checkpoint(checkpoint.uri))
 
 
 class _Forgiving:

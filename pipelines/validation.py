@@ -1,7 +1,8 @@
 """Validation beside training: averaged weights are handed over, and training does not wait.
 
-An actor of its own has a copy of the network. It tells the run the loss on held-out rows, at fixed
-times with fixed noise, and draws pictures of fixed captions and seeds.
+An actor of its own has a copy of the network. It finds the loss on held-out rows, at fixed times
+with fixed noise, and draws pictures of fixed captions and seeds. The training worker tells the run
+of them, so that no loss waits for the tracking server.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import ray
 import ray.exceptions
 import torch
@@ -35,10 +37,12 @@ from ldm_core.training.draws import draw
 from ldm_core.training.loss_by_time import HeldOut, validation_loss
 from pipelines.backbones import BackboneConfig, new_backbone
 from pipelines.ray_training import CAUSE_LENGTH, Job
+from pipelines.tracking import Run
 from pipelines.training_data import tokens_of
 
 MOST_WAITING = 2  # sets of weights; with more, the next is left out
 MOST_TRIES = 3  # at a loss that is needed
+ROOM_S = 10.0  # between tries to find room for weights: no worker waits for long in silence
 LAST_S = 600  # that the end of a training waits for what is not judged yet
 VALIDATION_LOSS = "validation_loss"
 
@@ -66,6 +70,24 @@ class Scene:
     budget: int
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """What weights draw.
+
+    Attributes:
+        sheet: all of them, (H, W, 3) uint8.
+        captions: of each.
+    """
+
+    sheet: np.ndarray
+    captions: list[str]
+
+    def tell(self, run: Run, step: int) -> None:
+        """Show the run what was drawn after `step` steps."""
+        run.document(self.captions, "preview-captions.json")
+        run.image(self.sheet, "samples", step)
+
+
 def held_out_digest(rows: StoreIndex, statistics: LatentStatistics, seed: int) -> str:
     """16 hex digits of what a validation loss is measured on, of one content of the store.
 
@@ -79,17 +101,16 @@ def held_out_digest(rows: StoreIndex, statistics: LatentStatistics, seed: int) -
 
 
 class Validator:
-    """Judges one set of weights after another."""
+    """Judges one set of weights after another; on a CPU with as many threads as a worker has."""
 
     def __init__(self, job: Job, scene: Scene, device: str) -> None:
         self.job, self.scene, self.device = job, scene, torch.device(device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(job.workers.threads)
         self.network = new_backbone(scene.backbone).to(self.device).eval()
 
     def loss(self, weights: dict[str, Tensor], step: int) -> dict[str, float]:
-        """Of weights after `step` steps on the held-out rows: the mean, and by time.
-
-        Whether the tracking server answers has no say in it: whoever asks tells the run.
-        """
+        """Of weights after `step` steps on the held-out rows: the mean, and by time."""
         self.network.load_state_dict(weights)
         found = validation_loss(self.network, self._rows(), self.job.recipe.seed)
         mean = found.pop("mean")
@@ -97,8 +118,8 @@ class Validator:
         return {VALIDATION_LOSS: mean, **by_time}
 
     @torch.no_grad()
-    def show(self, weights: dict[str, Tensor], step: int) -> None:
-        """Show the run what weights draw after `step` steps; of videos, the middle frames."""
+    def show(self, weights: dict[str, Tensor], step: int) -> Pictures:
+        """What weights draw after `step` steps; of videos, the middle frames."""
         self.network.load_state_dict(weights)
         section, batch, device = self.job.recipe.train, self.scene.pictures, self.device
         shape = tuple(batch.latents.shape[1:])
@@ -114,8 +135,7 @@ class Validator:
         )
         pixels = self._autoencoder.decode(x0 * std + mean).cpu()
         pictures = to_image(pixels if pixels.ndim == 4 else pixels[:, :, pixels.shape[2] // 2])
-        self.job.run.document(batch.captions, "preview-captions.json")
-        self.job.run.image(grid_image(pictures), "samples", step)
+        return Pictures(grid_image(pictures), batch.captions)
 
     def _rows(self) -> Iterator[HeldOut]:
         scene = self.scene
@@ -188,19 +208,26 @@ class Judged:
         actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(Validator)
         return actor.remote(self.job, self.scene, "cuda" if gpus else "cpu")
 
+    def takes(self, step: int) -> bool:
+        """Whether weights are taken whose loss is not needed: not while two sets wait. That those
+        of a step are left out is told and counted.
+        """
+        self.collect(0)
+        if len({asked.step for asked in self._waiting.values()}) < MOST_WAITING:
+            return True
+        self.skipped += 1
+        line = f"validation is behind: the weights of step {step} are left out"
+        self.job.warn(line, kind="validation is behind")
+        self.job.run.metrics({"skipped_validations": self.skipped}, step)
+        return False
+
     def hand_over(
         self, weights: dict[str, Tensor], step: int, loss: bool, pictures: bool, needed: bool
     ) -> None:
-        """Have weights judged, unless two sets wait already and their loss is not needed."""
-        self.collect(0)
-        waiting = {asked.step for asked in self._waiting.values()}
-        if len(waiting) >= MOST_WAITING and not needed:
-            self.skipped += 1
-            line = f"validation is behind: the weights of step {step} are left out"
-            self.job.warn(line, kind="validation is behind")
-            self.job.run.metrics({"skipped_validations": self.skipped}, step)
+        """Have weights judged; that there is no room for them is told and counted."""
+        kept = self._put(weights, step, needed)
+        if kept is None:
             return
-        kept = ray.put(weights)
         if loss:
             self._ask(_Asked(kept, step, "loss", needed))
         if pictures:
@@ -215,11 +242,11 @@ class Judged:
         for each in done:
             asked = self._waiting.pop(each)
             try:
-                figures = ray.get(each)
+                found = ray.get(each)
             except ray.exceptions.RayError as error:
                 self._failed(asked, error)
             else:
-                self._heard(asked.step, figures or {})
+                self._tell(asked.step, found)
 
     def wait(self) -> None:
         """Until all that was handed over is judged, or for ten minutes."""
@@ -229,25 +256,44 @@ class Judged:
         if self._waiting:
             self.job.warn(f"{len(self._waiting)} validations were not done in {LAST_S} s")
 
+    def _put(self, weights: dict[str, Tensor], step: int, needed: bool) -> Any:
+        """Where weights lie; None if nowhere, as the object store and its disk may be full."""
+        cause = ""
+        for seconds in (0.0, *[ROOM_S] * (MOST_TRIES - 1 if needed else 0)):
+            self.collect(seconds)  # what is judged meanwhile makes room
+            try:
+                return ray.put(weights)
+            except ray.exceptions.RayError as error:
+                cause = self._count(error)
+        if needed:
+            self.given_up[step] = cause
+        return None
+
     def _ask(self, what: _Asked) -> None:
         asked = replace(what, actor=self._actor, tries=what.tries + 1)
         method = getattr(self._actor, asked.what)
         self._waiting[method.remote(asked.weights, asked.step)] = asked
 
-    def _heard(self, step: int, figures: dict[str, float]) -> None:
-        """Of a loss, or of pictures, which have no figures."""
-        if figures:
-            self.losses[step] = figures[VALIDATION_LOSS]
-            self.job.run.metrics(figures, step)
+    def _tell(self, step: int, found: dict[str, float] | Pictures) -> None:
+        if isinstance(found, Pictures):
+            found.tell(self.job.run, step)
+            return
+        self.losses[step] = found[VALIDATION_LOSS]
+        self.job.run.metrics(found, step)
 
     def _failed(self, asked: _Asked, error: Exception) -> None:
-        self.failed += 1
-        cause = getattr(error, "cause", None) or error
-        self.job.warn(f"a validation failed: {cause}", kind="a validation failed")
-        self.job.run.tags({f"validation_failure.{self.failed}": str(cause)[-CAUSE_LENGTH:]})
+        cause = self._count(error)
         if isinstance(error, ray.exceptions.RayActorError) and asked.actor is self._actor:
             self._actor = self._begin()
         if asked.needed and asked.tries < MOST_TRIES:
             self._ask(asked)
         elif asked.needed:
-            self.given_up[asked.step] = str(cause)
+            self.given_up[asked.step] = cause
+
+    def _count(self, error: Exception) -> str:
+        """Tell of a failure; returns its cause."""
+        self.failed += 1
+        cause = str(getattr(error, "cause", None) or error)
+        self.job.warn(f"a validation failed: {cause}", kind="a validation failed")
+        self.job.run.tags({f"validation_failure.{self.failed}": cause[-CAUSE_LENGTH:]})
+        return cause

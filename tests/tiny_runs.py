@@ -67,13 +67,17 @@ class JudgedHere:
         self.losses: dict[int, float] = {}
         self.given_up: dict[int, str] = {}
 
+    def takes(self, step: int) -> bool:
+        """Nothing waits."""
+        return True
+
     def hand_over(self, weights: Any, step: int, loss: bool, pictures: bool, needed: bool) -> None:
         if loss:
             figures = self.validator.loss(weights, step)
             self.losses[step] = figures["validation_loss"]
             self.job.run.metrics(figures, step)
         if pictures:
-            self.validator.show(weights, step)
+            self.validator.show(weights, step).tell(self.job.run, step)
 
     def wait(self) -> None:
         """Nothing is under way."""

@@ -63,6 +63,12 @@ class LayoutSection(Section):
             )
         return replicate
 
+    def context_of(self, workers: int) -> int:
+        """Workers that deal out a sample's tokens where there are so many of them: fewer than
+        `context` where that does not divide them.
+        """
+        return math.gcd(workers, self.context)
+
 
 class StoreShare(Section):
     """A further latent store to train on.
@@ -241,11 +247,22 @@ class TrainSection(TrainingSection):
 
     @model_validator(mode="after")
     def _elastic(self) -> "TrainSection":
-        least, count = self.least_workers, self.workers.count
-        if least and (least > count or least % self.layout.context):
+        """Refuse numbers of workers with which some would be given no samples."""
+        least, count, context = self.least_workers, self.workers.count, self.layout.context
+        if least is None:
+            return self
+        if least > count or least % context:
             raise ValueError(
-                f"least_workers {least} of workers.count {count} at layout.context "
-                f"{self.layout.context}: choose a multiple of the context, at most the count"
+                f"least_workers {least} of workers.count {count} at layout.context {context}: "
+                "choose a multiple of the context, at most the count"
+            )
+        most = max(n // self.layout.context_of(n) for n in range(least, count + 1))
+        if most > self.parts:
+            raise ValueError(
+                f"least_workers {least} of workers.count {count} at layout.context {context}: up "
+                f"to {most} workers, where the context does not divide their number, are given "
+                f"samples of their own, but a step has {self.parts} micro_batches: set "
+                f"micro_batches {most} or more, or least_workers {count}"
             )
         return self
 

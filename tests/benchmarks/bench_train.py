@@ -55,7 +55,7 @@ def our_training(
     data = find_data(recipe, version)
     silent = SimpleNamespace(metrics=lambda *_: None, document=lambda *_: None)
     job: Any = SimpleNamespace(
-        recipe=recipe, run=silent, product=folder, checkpoints=f"{folder}/checkpoints",
+        recipe=recipe, run=silent, product=folder, inputs={}, checkpoints=f"{folder}/checkpoints",
         begin=lambda first, seconds: first, log=lambda *_: None,
     )  # fmt: skip
     denoiser_worker.Judged = lambda job, scene: None  # type: ignore[assignment,misc]

@@ -4,15 +4,27 @@ import json
 import math
 import random
 import threading
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
 
 from ldm_core.errors import UserError
-from pipelines.early_stop import LOSSES, EarlyStop, Standing, standing
+from pipelines import early_stop
+from pipelines.early_stop import (
+    ASK_S,
+    FEWEST,
+    LACKING,
+    LOSSES,
+    SAY_S,
+    EarlyStop,
+    Standing,
+    standing,
+)
 
 NAN = math.nan
 PATIENCE, EVERY, POINTS = 2, 5, 12
+LAST = POINTS * EVERY
 
 
 @pytest.mark.parametrize(
@@ -82,30 +94,56 @@ def ending(folder, judged, parallel, patience: int | None = PATIENCE) -> EarlySt
     return EarlyStop(section, parallel, judged, str(folder))
 
 
-def train(stop: EarlyStop, judged, first: int = 0, kill: int = 10**9, save: int = 3):
-    """Steps as the worker does them; returns the last one, and that of the last checkpoint."""
-    saved = first
-    stop.go_on_from(first)
-    if first and stop.comes_at(first):
-        return first, first
-    if first and first % EVERY == 0:
-        stop.asked(first)
+@dataclass
+class Training:
+    """Steps as the worker does them, and its checkpoints: of each the step, and its facts.
+
+    Attributes:
+        save: every so many steps.
+        kill: at the beginning of this step, or between the next checkpoint and its losses.
+        saving: whether it is the latter.
+    """
+
+    saved: list[tuple[int, dict]] = field(default_factory=list)
+    save: int = 3
+    kill: int = 10**9
+    saving: bool = False
+    last: int = LAST
+
+    def restored(self, stop: EarlyStop) -> int:
+        """The step gone on from; at most the newest checkpoint is of no use."""
+        if self.saved and not stop.has_lacking(self.saved[-1][1]):
+            self.saved.pop()
+            assert not self.saved or stop.has_lacking(self.saved[-1][1])
+        return self.saved[-1][0] if self.saved else 0
+
+    def __call__(self, stop: EarlyStop, judged) -> int | None:
+        """Returns the step it ended at, if it did."""
+        first = self.restored(stop)
+        stop.go_on_from(first)
+        if first and stop.comes_at(first):
+            return first
+        if first and first % EVERY == 0:
+            self.judge(stop, judged, first)
+        for done in range(first + 1, self.last + 1):
+            if done >= self.kill and not self.saving:
+                return None
+            ends = stop.comes_at(done)
+            if done % EVERY == 0 or done == self.last:
+                self.judge(stop, judged, done)
+            if done % self.save == 0 or ends or done == self.last:
+                self.saved = [*self.saved, (done, stop.facts(done))][-FEWEST:]
+                if done >= self.kill:
+                    return None
+                stop.keep(done)
+            if ends:
+                return done
+        return None
+
+    def judge(self, stop: EarlyStop, judged, done: int) -> None:
+        stop.asked(done)
         if judged:
-            judged.hand_over(first)
-    for done in range(first + 1, POINTS * EVERY + 1):
-        if done == kill:
-            return None, saved
-        ends = stop.comes_at(done)
-        if done % EVERY == 0:
-            stop.asked(done)
-            if judged:
-                judged.hand_over(done)
-        if done % save == 0 or ends:
-            stop.keep(done)
-            saved = done
-        if ends:
-            return done, saved
-    return None, saved
+            judged.hand_over(done)
 
 
 ALONE = SimpleNamespace(most=lambda count: count)
@@ -122,7 +160,7 @@ def curves(count: int) -> list[list[float]]:
 def test_it_ends_where_the_definition_says_however_late_losses_come(tmp_path, delay):
     for number, curve in enumerate(curves(30)):
         judged = Late(curve, delay)
-        end, _ = train(ending(tmp_path / str(number), judged, ALONE), judged)
+        end = Training()(ending(tmp_path / str(number), judged, ALONE), judged)
         assert end == end_of(curve)
     assert {end_of(curve) for curve in curves(30)} > {None, 20, 30}  # not always the same
 
@@ -133,7 +171,7 @@ def test_all_workers_end_together(tmp_path):
 
     def work(rank: int) -> None:
         mine = judged if rank == 0 else None
-        ends[rank] = train(ending(tmp_path, mine, together.of(rank)), mine)[0]
+        ends[rank] = Training()(ending(tmp_path, mine, together.of(rank)), mine)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
     for thread in threads:
@@ -144,18 +182,61 @@ def test_all_workers_end_together(tmp_path):
 
 
 def test_a_killed_training_ends_where_it_would_have(tmp_path):
-    """Losses that were on their way at the kill are asked for again, or known at the checkpoint."""
-    draws = random.Random(1)
-    for number, curve in enumerate(curves(40)):
-        first = kills = 0
+    """Losses that were on their way at the kill are asked for again, or known at the checkpoint;
+    or it goes on from the one before."""
+    draws, passed_over = random.Random(1), 0
+    for number, curve in enumerate(curves(60)):
+        training, kills = Training(), 0
         end: int | None = None
         while kills < 4 and end is None:  # each time by another process, which knows nothing
             judged = Late(curve, draws.randrange(4))
             stop = ending(tmp_path / str(number), judged, ALONE)
-            kill = first + draws.randrange(1, 25) if kills < 3 else 10**9
-            end, first = train(stop, judged, first, kill, save=draws.choice([1, 4, 5, 7]))
+            newest = training.saved[-1][0] if training.saved else 0
+            training.kill = newest + draws.randrange(1, 25) if kills < 3 else 10**9
+            training.save, training.saving = draws.choice([1, 4, 5, 7]), draws.random() < 0.5
+            passed_over += training.restored(stop) < newest
+            end = training(stop, judged)
             kills += 1
-        assert end == end_of(curve), (curve, first)
+        assert end == end_of(curve), (curve, training.saved)
+    assert passed_over > 10
+
+
+def test_a_checkpoint_waits_for_no_loss_and_is_of_use_once_it_is_there(tmp_path):
+    judged = Late([1.0, 2.0], delay=10**9)
+    stop = ending(tmp_path, judged, ALONE)
+    stop.asked(EVERY)
+    judged.hand_over(EVERY)
+    facts = stop.facts(EVERY + 2)
+    assert judged.coming == {EVERY: 10**9}  # nobody has asked after it
+    assert facts == {LACKING: [EVERY]}
+    assert not stop.has_lacking(facts)
+    judged.losses[EVERY] = 1.0
+    stop.keep(EVERY + 2)
+    assert ending(tmp_path, judged, ALONE).has_lacking(facts)
+    assert stop.facts(EVERY + 3) == {LACKING: []}
+
+
+def test_without_its_file_no_checkpoint_is_of_less_use(tmp_path):
+    """The file has been lost, which is for the user to mend, and no reason to go back."""
+    stop = ending(tmp_path, Late([], 0), ALONE)
+    assert stop.has_lacking({LACKING: [15]})
+    tmp_path.joinpath(LOSSES).write_text(json.dumps({"5": 1.0, "10": 2.0}))
+    assert not stop.has_lacking({LACKING: [15]})
+
+
+def test_the_last_checkpoint_knows_all_losses_before_a_last_step_off_the_grid(tmp_path):
+    """Whatever comes of its own loss, which has no say."""
+    curve, last = [3.0, 2.0, 1.0], 2 * EVERY + 2
+    for delay in (0, 3):
+        judged, folder = Late(curve, delay), tmp_path / str(delay)
+        training = Training(last=last)
+        assert training(ending(folder, judged, ALONE), judged) is None
+        assert training.saved[-1][0] == last
+        assert json.loads((folder / LOSSES).read_text()) == {"5": 3.0, "10": 2.0}
+        again = Late(curve, delay)
+        stop = ending(folder, again, ALONE)
+        stop.go_on_from(last)
+        assert stop.standing(last) == Standing(2.0, 10, 0)
 
 
 def test_without_patience_nobody_waits_or_writes(tmp_path):
@@ -164,7 +245,9 @@ def test_without_patience_nobody_waits_or_writes(tmp_path):
 
     judged = Late([1.0] * POINTS, 0)
     stop = ending(tmp_path, judged, SimpleNamespace(most=most), patience=None)
-    assert train(stop, judged) == (None, POINTS * EVERY)
+    training = Training()
+    assert training(stop, judged) is None
+    assert training.saved[-1] == (LAST, {})
     assert not judged.losses
     assert not list(tmp_path.iterdir())
 
@@ -177,6 +260,39 @@ def test_a_loss_that_is_lost_is_no_end_of_another_step(tmp_path):
     assert judged.losses == {5: 1.0}
     with pytest.raises(UserError, match=r"validation-losses.json has no .* of step 10, .*--force"):
         stop.go_on_from(18)
+
+
+def test_the_loss_of_a_step_has_no_say_in_whether_it_is_the_last(tmp_path):
+    """It may be known when the reason is told, and when training goes on from that step."""
+    judged = Late([], 0)
+    judged.losses = {5: 1.0, 10: 1.0, 15: 1.0, 20: 0.5}  # as low is not lower
+    stop = ending(tmp_path, judged, ALONE)
+    assert [stop.comes_at(step) for step in (10, 15, 20)] == [False, False, True]
+    assert stop.reason(20).startswith("2 validations since step 5 without a loss below 1 ")
+
+
+def test_a_long_wait_is_told_of_every_few_minutes(tmp_path, monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(early_stop.time, "monotonic", lambda: now[0])
+
+    class Slow(Late):
+        """Whoever asks waits as long as it says."""
+
+        job = SimpleNamespace(warn=lambda line, kind: told.append(line))
+
+        def collect(self, seconds: float) -> None:
+            now[0] += seconds
+            super().collect(seconds)
+
+    judged = Slow([1.0], delay=int(2.5 * SAY_S / ASK_S))
+    stop = ending(tmp_path, judged, ALONE)
+    stop.asked(EVERY)
+    judged.hand_over(EVERY)
+    assert not stop.comes_at(2 * EVERY)
+    assert [line.partition(",")[0] for line in told] == [
+        f"training has waited {minutes} minutes for the validation loss of step 5"
+        for minutes in (3, 6)
+    ]
 
 
 def test_a_loss_that_cannot_be_had_ends_the_wait(tmp_path):

@@ -3,8 +3,10 @@
 import pickle
 import threading
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from faulty_proxy import FaultyProxy
@@ -118,23 +120,56 @@ def test_nobody_waits_for_what_is_sent_in_order():
     outbox.close()
 
 
-def test_of_too_many_the_oldest_go_and_it_is_said():
-    told, release, sent = [], threading.Event(), []
+def test_of_too_many_the_oldest_go_and_it_is_said_once_each_time():
+    told, sent = [], []
+    outbox = Outbox(lambda error: False, told.append, most=3)
 
-    def send(number: int) -> None:
+    def send(release: threading.Event, number: int) -> None:
         release.wait(60)
         sent.append(number)
 
-    outbox = Outbox(lambda error: False, told.append, most=3)
-    for number in range(6):
-        outbox.put(Item(lambda number=number: send(number), {"number": number}))
-    assert [entry["number"] for entry in outbox.waiting()] == [3, 4, 5]
-    assert all("more than 3 entries wait" in line for line in told)
-    assert len(told) == 3
-    release.set()
-    assert outbox.flush(60)
-    assert sent[-3:] == [3, 4, 5]
+    for time in (1, 2):
+        release = threading.Event()
+        for number in range(6):
+            outbox.put(Item(partial(send, release, number), {"number": number}))
+        assert [entry["number"] for entry in outbox.waiting()] == [3, 4, 5]
+        assert len(told) == time
+        assert "more than 3 entries wait" in told[-1]
+        release.set()
+        assert outbox.flush(60)
+        assert sent[-3:] == [3, 4, 5]
     outbox.close()
+
+
+def test_what_need_not_arrive_is_tried_so_often_and_holds_up_nothing_else():
+    told, tried, sent = [], [], []
+
+    def send() -> None:
+        tried.append(1)
+        raise ConnectionError("a bucket that takes nothing")
+
+    outbox = Outbox(lambda error: False, told.append, first_pause_s=0.01)
+    outbox.put(Item(send, tries=3))
+    outbox.put(Item(lambda: sent.append("figures"), {}))
+    assert outbox.flush(60)
+    assert (len(tried), sent) == (3, ["figures"])
+    assert told[-1] == "the tracking server is without an artifact: a bucket that takes nothing"
+    outbox.close()
+
+
+def test_pictures_and_documents_are_told_beside_too(plain, proxy, server):
+    """Whoever tells them goes on before anybody answers."""
+    release = threading.Event()
+    proxy.rule(to(""), named("held", lambda forward: forward() if release.wait(60) else None))
+    with beside(plain) as run:
+        run.document(["a caption"], "captions.json")
+        run.image(np.zeros((2, 2, 3), np.uint8), "samples", 7)
+        assert run.untold() == []
+        assert not run.outbox.flush(0)
+        release.set()
+        assert run.outbox.flush(60)
+    names = [each.path for each in MlflowClient(server).list_artifacts(plain.id)]
+    assert {"captions.json", "images"} <= set(names)
 
 
 def test_elsewhere_it_is_a_plain_run(plain):

@@ -11,15 +11,18 @@ from safetensors.torch import save_file
 from small_store import add_sample, small_store
 from tiny_project import IDENTITY, model_config, random_network
 
+from ldm_core.errors import UserError
 from ldm_core.latents.manifest import LatentStatistics
 from ldm_core.latents.store import LatentStore
 from ldm_core.model_directory import Reference, read_config, save_model
 from pipelines import train_denoiser, train_inputs
 from pipelines.backbones import stored_space
+from pipelines.denoiser_network import new_weights
 from pipelines.recipe_options import Arguments
 from pipelines.stage import Options
 from pipelines.teacher_directory import save_teacher
 from pipelines.tracking import tracking_uri
+from pipelines.train_initial import check_not_overwritten
 from pipelines.train_inputs import initial_model, initial_statistics, pinned
 from pipelines.train_plan import plan_training
 from pipelines.training_data import find_data, window_bytes
@@ -141,6 +144,34 @@ def test_weights_go_on_seeing_latents_as_they_did(own, tmp_path):
         raw = other.latents * reader.std.view(-1, 1, 1) + reader.mean.view(-1, 1, 1)
     mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (KNOWN.mean, KNOWN.std))
     torch.testing.assert_close(found.latents * std + mean, raw)
+
+
+def test_to_begin_with_the_own_product_is_refused(tmp_path, own, trained, monkeypatch):
+    product = str(tmp_path / "run" / "teacher")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.setattr(train_inputs, "model_uri", {"models:/a@champion": product}.get)
+    with pytest.raises(UserError, match=f"{product} is where this .* own model: copy it"):
+        trained("train.initial=models:/a@champion")
+    monkeypatch.setattr(train_inputs, "model_uri", str)
+    linked = str(tmp_path / "link" / "teacher")
+    with pytest.raises(UserError, match=f"{linked} is where this .* own model: copy it"):
+        trained(f"train.initial={linked}")
+    check_not_overwritten("s3://b/run/teacher-0", "s3://b/run/teacher")
+    with pytest.raises(UserError, match="copy it"):
+        check_not_overwritten("s3://b/run/teacher/", "s3://b/run/teacher")
+
+
+def test_weights_that_were_put_there_since_are_not_begun_with(own, tmp_path):
+    place = model_for(own, tmp_path / "initial")
+    recipe = recipe_of(tmp_path / "run", f"train.initial={place}")
+    before, config = initial_model(place).digest, read_config(place).backbone
+    new_weights(recipe, config, before)
+    now = initial_model(model_for(own, place, seed=1)).digest
+    with pytest.raises(
+        UserError, match=f"{place} now holds the model {now}, .* with {before}: put"
+    ):
+        new_weights(recipe, config, before)
+    new_weights(recipe, config, now)
 
 
 def test_a_diffusers_transformer(tmp_path):

@@ -10,12 +10,13 @@ from command_line import assert_mistake
 from small_store import small_store
 from tiny_runs import train_here
 
-from ldm_core.model_directory import load_model
+from ldm_core.model_directory import load_model, save_model
 from ldm_core.planning.memory import memory_of, moments
 from ldm_core.training.adapter_weights import load_adapters
 from ldm_core.training.checkpoint_newest import newest
 from ldm_core.training.checkpoint_tensors import read_tensors
 from ldm_core.training.lora import adapters, add_lora
+from pipelines import train_denoiser as module
 from pipelines.backbones import declared_space, new_backbone
 from pipelines.denoiser_worker import DenoiserTraining
 from pipelines.recipe_options import Arguments
@@ -135,6 +136,23 @@ def test_a_killed_training_goes_on_to_the_same_bits_from_adapters_alone(
     again = train_here(train_denoiser, recipe)
     whole = load_model(tuned.product("teacher"))[2]
     assert again.summary["digest"] == whole
+
+
+def test_workers_refuse_a_base_that_was_replaced_since_the_command_began(
+    base, tmp_path_factory, monkeypatch
+):
+    root = tmp_path_factory.mktemp("replaced")
+    mine = str(shutil.copytree(base, root / "mine"))
+    shutil.copytree(Path(base).parent / "latents", root / "latents")
+    config, network, began = load_model(mine)
+
+    def replace(*_: object) -> None:
+        weights = {name: weight + 1 for name, weight in network.state_dict().items()}
+        save_model(mine, config, weights, "")
+
+    monkeypatch.setattr(module, "_tell_inputs", replace)
+    with pytest.raises(Exception, match=f"now holds the model .* began with {began}"):
+        train_here(train_denoiser, recipe_at(root, *lora_words(mine)))
 
 
 def test_averages_after_the_fact_are_of_the_adapters(base, tuned, ldm, tmp_path):
