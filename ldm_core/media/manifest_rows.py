@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -82,7 +83,7 @@ def _parquet_rows(place: Place, id: str, some: Mapping[int, int] | None) -> Iter
             if not wanted:
                 continue
             stored = inline is not None and _stored(id, file, group, inline)
-            rows = _first_rows(file, group, list(texts.values()), wanted)
+            rows = _first_rows(id, file, group, list(texts.values()), wanted)
             for number, row in enumerate(rows):
                 found = ManifestRow(f"{id}/{first - count + number}", _by_role(texts, row))
                 if stored and inline:
@@ -91,9 +92,18 @@ def _parquet_rows(place: Place, id: str, some: Mapping[int, int] | None) -> Iter
                 yield found
 
 
-def _first_rows(file: pq.ParquetFile, group: int, columns: list[str], count: int) -> list[Row]:
+def _first_rows(
+    id: str, file: pq.ParquetFile, group: int, columns: list[str], count: int
+) -> list[Row]:
+    """So many rows of a group. Arrow ends a batch early where a text column reaches 2 GiB."""
     batches = file.iter_batches(count, row_groups=[group], columns=columns)
-    return next(batches).to_pylist()
+    rows = list(islice((row for batch in batches for row in batch.to_pylist()), count))
+    if len(rows) != count:
+        raise UserError(
+            f"{id}: row group {group} should have {count} rows and {len(rows)} could be read: "
+            "write the file anew"
+        )
+    return rows
 
 
 def _inline_column(schema: pa.Schema) -> str | None:
