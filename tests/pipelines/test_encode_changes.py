@@ -9,9 +9,11 @@ from picture_folder import picture, read_captions, write_captions
 from test_encode_media import project, saved, tiny_kl
 from tiny_runs import encode_here
 
+from ldm_core.autoencoders.autoencoder import autoencoder_facts
 from ldm_core.errors import UserError
 from ldm_core.latents.lock import locked
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.latents.verify import verify
 from pipelines.encode_changes import Ceiling
 from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_plan import describe_autoencoder, make_plan
@@ -76,6 +78,23 @@ def test_a_new_caption_is_embedded_and_no_picture_encoded(recipe, calls):
     assert {id for id in old if old[id] != new[id]} == {"3.png"}
     assert newest(recipe).manifest.content != before.manifest.content
     assert "picture 3" not in newest(recipe).table("texts")["caption"].to_pylist()
+
+
+def test_weights_of_all_kinds_are_verified(tmp_path):
+    """They are stored in 32 bits, which moves some of them to another sixth place."""
+    (tmp_path / "data").mkdir()
+    rows = []
+    for k, weights in enumerate([(27, 2), (1, 2), (1, 1, 1), (0.1, 0.7), (8, 21)]):
+        picture(k).save(tmp_path / "data" / f"{k}.png")
+        captions = [f"caption {k} {n}" for n in range(len(weights))]
+        rows.append({"file": f"{k}.png", "captions": captions, "weights": weights})
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "data" / "captions.jsonl").write_text(lines)
+    recipe = project(tmp_path, 16, max_aspect=1, upscale=True)
+    encode_here(recipe)
+    checks = verify(newest(recipe), autoencoder_facts("identity"))
+    assert [check for check in checks if check.failed] == []
+    assert encode_here(recipe, Options(force=True)).summary["renamed_rows"] == 0
 
 
 def test_captions_lie_in_the_order_of_their_samples(recipe):
