@@ -121,7 +121,7 @@ def make_plan(
     Raises:
         UserError: no usable media, no text encoders, or a geometry the autoencoder cannot take.
     """
-    job = _job(recipe, autoencoder)
+    job = encode_job(recipe, autoencoder)
     listing = listing or list_media(recipe.data)
     entries = {entry.id: _entry(entry, _decisive(job, autoencoder)) for entry in listing.entries}
     _build_tiny_encoders(recipe, _captions(entries))
@@ -144,7 +144,12 @@ def missing_tiny_encoders(recipe: Recipe) -> bool:
     return not all(exists(join(uri, "tokenizer_config.json")) for uri in wanted)
 
 
-def _job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
+def encode_job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
+    """What the recipe's encode section tells the workers.
+
+    Raises:
+        UserError: a geometry or tiles that the autoencoder cannot take.
+    """
     section, multiple = recipe.encode, autoencoder.temporal_downsampling or 1
     if section.tile:
         check_tile(section.tile, autoencoder.downsampling)
