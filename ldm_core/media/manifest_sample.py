@@ -1,17 +1,17 @@
 """A few rows of manifests that are too long for a dry run to list them all."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
 from ldm_core.media.caption_tables import parquet_errors
-from ldm_core.media.entries import Listing, sort_out
+from ldm_core.media.entries import Candidate, Listing, sort_out
 from ldm_core.media.manifests import list_manifests
 from ldm_core.media.places import Place
 
-GROUPS = 32  # row groups that rows are taken from
+GROUPS = 32  # row groups that rows are taken from; stretches in which captions are counted
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,36 @@ class Sampled:
         listing: of some rows.
         rows: how many.
         total: rows of all manifests.
+        captions: distinct ones of these rows.
+        lone: those of them that one stretch of the rows alone has.
     """
 
     listing: Listing
     rows: int
     total: int
+    captions: int = 0
+    lone: int = 0
 
     @property
     def whole(self) -> bool:
         """Whether they are all."""
         return self.rows == self.total
+
+    @property
+    def times(self) -> float:
+        """All rows to these."""
+        return self.total / self.rows
+
+    @property
+    def caption_times(self) -> float:
+        """The distinct captions of all rows to those of these, at most.
+
+        lone / rows is how many new captions a further row brings: Good-Turing by stretches of rows
+        (Chao et al. 2014, https://doi.org/10.1890/13-0133.1, section "incidence data"), so that the
+        copies of a caption may lie side by side. It falls as more is seen, which nobody can
+        foretell: here it stays as it is.
+        """
+        return 1 + (self.total - self.rows) * self.lone / self.rows / max(self.captions, 1)
 
 
 def sample_manifests(place: Place, most: int) -> Sampled | None:
@@ -52,7 +72,35 @@ def sample_manifests(place: Place, most: int) -> Sampled | None:
     for k in range(count):
         id, group, rows = groups[k * len(groups) // count]
         chosen[id][group] = min(rows, -(-most // count))
-    return Sampled(sort_out(list_manifests(place, chosen)), _rows(chosen), total)
+    seen = _Captions(_rows(chosen))
+    listing = sort_out(seen.watched(list_manifests(place, chosen)))
+    return Sampled(listing, _rows(chosen), total, len(seen.stretch), seen.lone)
+
+
+class _Captions:
+    """In which of `GROUPS` equal stretches of some rows each caption comes.
+
+    Attributes:
+        stretch: number of it by caption; -1 of several.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.stretch: dict[str, int] = {}
+        self._rows = rows
+
+    @property
+    def lone(self) -> int:
+        """How many captions are of one stretch alone."""
+        return sum(number >= 0 for number in self.stretch.values())
+
+    def watched(self, rows: Iterable[Candidate]) -> Iterator[Candidate]:
+        """The same rows."""
+        for k, row in enumerate(rows):
+            here = k * GROUPS // self._rows
+            for text, _ in row.pairs:
+                if self.stretch.setdefault(text, here) != here:
+                    self.stretch[text] = -1
+            yield row
 
 
 def _row_groups(place: Place) -> list[tuple[str, int, int]]:

@@ -1,6 +1,7 @@
 """A part of Parquet manifests in place of all of their rows."""
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,6 +37,28 @@ def test_rows_are_the_first_of_row_groups_that_are_spread_over_all(folder):
     assert not found.listing.rejects
     whole = {entry.id: entry for entry in list_media(str(folder / "all.parquet")).entries}
     assert all(whole[entry.id] == entry for entry in found.listing.entries)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "least", "most"),
+    [
+        (np.arange(4000), 4000, 4000),
+        (np.arange(4000) % 10, 10, 10),
+        (np.arange(4000) // 4, 1000, 1300),  # side by side
+        (np.random.default_rng(0).permutation(4000) // 4, 1000, 3200),
+    ],
+    ids=["no two alike", "ten, again and again", "four of each", "four of each, shuffled"],
+)
+def test_how_many_captions_all_rows_have_at_most(tmp_path, numbers, least, most):
+    fill(tmp_path, {"a.png": png()})
+    columns = {"file": ["a.png"] * 4000, "id": [str(k) for k in range(4000)],
+               "caption": [f"caption {number}" for number in numbers]}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "all.parquet", row_group_size=40)
+    found = look_at(str(tmp_path / "all.parquet"), most=416)
+    assert (found.rows, found.times) == (416, 4000 / 416)
+    seen = {caption.text for entry in found.listing.entries for caption in entry.captions}
+    assert found.captions == len(seen)
+    assert least <= round(found.caption_times * found.captions) <= most
 
 
 def test_several_files_and_few_row_groups(folder, tmp_path):
