@@ -46,10 +46,10 @@ class Sampled:
     def caption_times(self) -> float:
         """The distinct captions of all rows to those of these, at most.
 
-        lone / rows is how many new captions a further row brings: Good-Turing by stretches of rows
-        (Chao et al. 2014, https://doi.org/10.1890/13-0133.1, section "incidence data"), so that the
-        copies of a caption may lie side by side. It falls as more is seen, which nobody can
-        foretell: here it stays as it is.
+        lone / rows is how many new captions a further row brings, as Good and Turing have it (Good
+        1953), by stretches of rows in place of rows (Chao et al. 2014,
+        https://doi.org/10.1890/13-0133.1), so that the copies of a caption may lie side by side.
+        It falls as more is seen, which nobody can foretell: here it stays as it is.
         """
         return 1 + (self.total - self.rows) * self.lone / self.rows / max(self.captions, 1)
 
