@@ -14,6 +14,7 @@ from ldm_core.errors import UserError
 from ldm_core.latents.lock import locked
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.verify import verify
+from pipelines import encode_changes
 from pipelines.encode_changes import Ceiling
 from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_plan import describe_autoencoder, make_plan
@@ -235,6 +236,44 @@ def test_rejects_are_counted_with_the_stored_ones_against_rows(stored, rows, pas
     with pytest.raises(UserError, match=f"rejects among {rows} rows"):
         seen.extend(result for result in ceiling.over([{"parts": parts}] * 3))
     assert len(seen) == passed
+
+
+def results(*counts: tuple[str, int]) -> list[dict]:
+    """A result for each table and number of rows."""
+    return [
+        {"parts": json.dumps([{"table": table, "path": "", "bytes": 0, "rows": rows}])}
+        for table, rows in counts
+    ]
+
+
+def test_a_set_that_is_broken_throughout_is_given_up_soon():
+    made = results(("samples", 50), *[("rejects", 50)] * 100)
+    seen: list[dict] = []
+    with pytest.raises(UserError, match="950 rejects among the first 1000 rows"):
+        seen.extend(result for result in Ceiling(0.5, 10**6, 0).over(made))
+    assert len(seen) == 20
+
+
+def test_what_was_known_to_be_rejects_tells_nothing_of_the_others():
+    refused = results(*[("rejects", 500)] * 4)
+    made = results(*[("samples", 60), ("rejects", 60)] * 20)
+    assert list(Ceiling(0.5, 10**6, 0).over(made, refused)) == refused + made
+
+
+def test_files_that_cannot_be_looked_into_are_given_up_soon(recipe, monkeypatch):
+    """And what is known of them stays."""
+    monkeypatch.setattr(encode_changes, "FIRST", COUNT + 3)
+    folder = Path(recipe.data)
+    names = [f"x{k}.png" for k in range(60)]
+    for name in names:
+        (folder / name).write_bytes(b"no picture")
+    write_captions(folder, read_captions(folder) | dict.fromkeys(names, "x"))
+    shapes = recipe.encode.model_copy(update={"max_aspect": 2.0})
+    with pytest.raises(UserError, match="7 rejects among the first 13 files"):
+        encode_here(recipe.model_copy(update={"encode": shapes}))
+    store = LatentStore(recipe.product("latents"))
+    assert sorted(store.table("rejects")["id"].to_pylist()) == sorted(names)[:7]
+    assert store.versions() == [1]
 
 
 def test_repeated_files_are_told(recipe, capsys):
