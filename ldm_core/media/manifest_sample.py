@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 from ldm_core.media.caption_tables import parquet_errors
 from ldm_core.media.entries import Candidate, Listing, sort_out
 from ldm_core.media.manifests import list_manifests
-from ldm_core.media.places import Place
+from ldm_core.media.places import READERS, Place
 
 GROUPS = 32  # row groups that rows are taken from; stretches in which captions are counted
 
@@ -105,13 +106,22 @@ class _Captions:
 
 def _row_groups(place: Place) -> list[tuple[str, int, int]]:
     """Manifest, row group and its rows, in their order; empty ones are left out."""
-    found = []
-    for id in place.ending(".parquet"):
-        with place.fs.open(place.files[id].path, "rb") as stream, parquet_errors(id):
-            metadata = pq.read_metadata(stream)
-            sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
-            found += [(id, group, rows) for group, rows in enumerate(sizes) if rows]
-    return found
+    ids = place.ending(".parquet")
+    with ThreadPoolExecutor(READERS) as readers:
+        footers = readers.map(lambda id: _group_sizes(place, id), ids)
+        return [
+            (id, group, rows)
+            for id, sizes in zip(ids, footers, strict=True)
+            for group, rows in enumerate(sizes)
+            if rows
+        ]
+
+
+def _group_sizes(place: Place, id: str) -> list[int]:
+    """Rows of each row group, as the footer tells."""
+    with place.fs.open(place.files[id].path, "rb") as stream, parquet_errors(id):
+        metadata = pq.read_metadata(stream)
+        return [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
 
 
 def _rows(chosen: Mapping[str, Mapping[int, int]]) -> int:

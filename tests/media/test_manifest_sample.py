@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from media_files import fill, png
+from media_files import counted, fill, jsonl, png
 
 from ldm_core.errors import UserError
 from ldm_core.media.places import find_place, stat_each, stat_files
@@ -79,6 +79,17 @@ def test_what_is_not_too_long_is_listed_as_ever(folder):
     found = look_at(source, most=2 * ROWS)
     assert found.whole
     assert found.listing == list_media(source)
+
+
+def test_a_source_is_walked_once():
+    rows = [{"file": f"{k % 5}/{k}.png", "caption": "c"} for k in range(20)]
+    media = {row["file"]: png() for row in rows}
+    source, counts = counted("walked", {**media, "captions.jsonl": jsonl(*rows)})
+    listing = list_media(source)
+    walked = counts["ls"]
+    counts.clear()
+    assert look_at(source, most=100).listing == listing
+    assert counts["ls"] == walked > 0
 
 
 def test_nothing_usable(folder, tmp_path):
