@@ -10,6 +10,7 @@ Workers hold a few shards at a time, whatever the set's size. The command itself
 about 2 kB a file that is to be done, 2 GB for a million.
 """
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -29,7 +30,13 @@ from ldm_core.media.manifest_sample import Sampled
 from ldm_core.media.sources import look_at
 from pipelines.encode_changes import Changes, media_to_do, update
 from pipelines.encode_estimate import estimate
-from pipelines.encode_plan import Plan, describe_autoencoder, make_plan, missing_tiny_encoders
+from pipelines.encode_plan import (
+    Plan,
+    describe_autoencoder,
+    make_plan,
+    missing_tiny_encoders,
+    with_tiny_encoders,
+)
 from pipelines.encode_texts import texts_to_do
 from pipelines.encode_throughput import Throughput
 from pipelines.recipes.schema import Recipe
@@ -80,16 +87,23 @@ def _look(recipe: Recipe) -> Sampled:
 def _told(recipe: Recipe, autoencoder: AutoencoderFacts, looked: Sampled) -> Plan | None:
     """Tell what it would take; None if not all is known that decides whether it would run."""
     if missing_tiny_encoders(recipe):
+        with tempfile.TemporaryDirectory() as folder:
+            measured = with_tiny_encoders(recipe, looked.listing, folder)
+            _tell_estimate(make_plan(measured, autoencoder, looked.listing), recipe, looked)
         say_verdict("encode", "would run, and build the tiny text encoders")
         return None
     plan = make_plan(recipe, autoencoder, looked.listing)
-    found = estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
-    for line in found.of_all(looked).lines(recipe.encode) if found else ():
-        print(line, flush=True)
+    _tell_estimate(plan, recipe, looked)
     if looked.whole:
         return plan
     say_verdict("encode", "would run, unless nothing is new: not all rows were looked at")
     return None
+
+
+def _tell_estimate(plan: Plan, recipe: Recipe, looked: Sampled) -> None:
+    found = estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
+    for line in found.of_all(looked).lines(recipe.encode) if found else ():
+        print(line, flush=True)
 
 
 def _work(plan: Plan, context: Context) -> dict[str, Any]:

@@ -144,6 +144,18 @@ def missing_tiny_encoders(recipe: Recipe) -> bool:
     return not all(exists(join(uri, "tokenizer_config.json")) for uri in wanted)
 
 
+def with_tiny_encoders(recipe: Recipe, listing: Listing, folder: str) -> Recipe:
+    """The recipe with tiny text encoders in a folder of their own, to measure with: those it asks
+    for, of the listing's captions."""
+    captions = {caption.text for entry in listing.entries for caption in entry.captions} | {""}
+    uris = {name: join(folder, name) for name in ("t5", "clip")}
+    build_tiny_text_encoders(
+        captions, uris["t5"], uris["clip"], recipe.text.tiny_width, recipe.seed
+    )
+    tiny = {name: uri for name, uri in uris.items() if getattr(recipe.text, name) == "tiny"}
+    return recipe.model_copy(update={"text": recipe.text.model_copy(update=tiny)})
+
+
 def encode_job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
     """What the recipe's encode section tells the workers.
 
