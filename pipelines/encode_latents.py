@@ -20,7 +20,7 @@ from typing import Any
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
 from ldm_core.files import reach
-from ldm_core.latents.card import write_card
+from ldm_core.latents.card import keep_card, write_card
 from ldm_core.latents.describe import describe
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.lock import locked
@@ -29,6 +29,7 @@ from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.media.manifest_sample import Sampled
 from ldm_core.media.sources import look_at
 from pipelines.encode_changes import Changes, media_to_do, update
+from pipelines.encode_duplicates import report_duplicates
 from pipelines.encode_estimate import estimate
 from pipelines.encode_plan import (
     Plan,
@@ -118,6 +119,7 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
         manifest = _describe(plan, store)
         lock.check()
         version = _publish_if_new(store, manifest, changes)
+        duplicates = report_duplicates(store.open_version(version))
     _warn_of_rejects(store.open_version(version))
     context.run.metrics({f"rejects/{reason}": n for reason, n in manifest.rejects.items()})
     _tell_throughput(throughput, seconds, context)
@@ -130,7 +132,7 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
         "removed_rows": changes.removed,
         "renamed_rows": changes.renamed,
         "new_texts": changes.texts,
-        "duplicates": _say_duplicates(store.open_version(version)),
+        "duplicates": duplicates,
         "images_per_second": changes.new / seconds,
         "bytes": manifest.bytes,
         "content": manifest.content,
@@ -185,7 +187,9 @@ def _publish_if_new(store: LatentStore, manifest: Manifest, changes: Changes) ->
     """Publish unless the newest version says the same; returns the version that stands."""
     counts = f"{manifest.counts['samples']} samples, {manifest.counts['texts']} caption embeddings"
     known = store.versions()
-    if known and manifest.says_the_same(store.open_version(known[-1]).manifest):
+    stands = store.open_version(known[-1]).manifest if known else None
+    if stands and manifest.says_the_same(stands):
+        keep_card(store, stands)
         print(f"[encode] nothing new: version {known[-1]} stands, {counts}", flush=True)
         return known[-1]
     forget_record(store.uri)
@@ -195,26 +199,6 @@ def _publish_if_new(store: LatentStore, manifest: Manifest, changes: Changes) ->
     renamed = f", {changes.renamed} with new captions" if changes.renamed else ""
     print(f"[encode] version {version}: {counts}, {rows}{renamed}", flush=True)
     return version
-
-
-def _say_duplicates(version: StoreVersion) -> int:
-    """Tell of files with the same bytes, and of pictures that look alike; returns how many files
-    repeat another's bytes."""
-    columns = ["source_id", "part", "source_sha256", "perceptual_hash"]
-    rows = [row for row in version.table("samples", columns).to_pylist() if row["part"] == 0]
-    same = Counter(row["source_sha256"] for row in rows)
-    alike = Counter(row["perceptual_hash"] for row in rows)
-    repeats, likes = len(rows) - len(same), len(rows) - len(alike)
-    if likes:  # as all do that repeat the bytes
-        key, counts = ("source_sha256", same) if repeats else ("perceptual_hash", alike)
-        mark, count = counts.most_common(1)[0]
-        names = sorted(row["source_id"] for row in rows if row[key] == mark)
-        print(
-            f"[encode] {repeats} files repeat the bytes of another, {likes} look like another by "
-            f"dHash; most often, {count} times: {', '.join(names[:3])}",
-            flush=True,
-        )
-    return repeats
 
 
 def _warn_of_rejects(version: StoreVersion) -> None:

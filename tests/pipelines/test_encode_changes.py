@@ -11,10 +11,11 @@ from tiny_runs import encode_here
 
 from ldm_core.autoencoders.autoencoder import autoencoder_facts
 from ldm_core.errors import UserError
+from ldm_core.latents.card import store_card
 from ldm_core.latents.lock import locked
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.verify import verify
-from pipelines import encode_changes
+from pipelines import encode_changes, encode_latents
 from pipelines.encode_changes import Ceiling
 from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_plan import describe_autoencoder, make_plan
@@ -282,6 +283,50 @@ def test_repeated_files_are_told(recipe, capsys):
     write_captions(folder, read_captions(folder) | {"copy.png": "picture 4"})
     assert encode_here(recipe).summary["duplicates"] == 1
     assert "1 files repeat the bytes of another" in capsys.readouterr().out
+    assert duplicates(recipe) == [{"same": "bytes", "files": ["4.png", "copy.png"]}]
+    picture(70).save(folder / "copy.png")
+    encode_here(recipe)
+    assert duplicates(recipe) == []
+
+
+def duplicates(recipe: Recipe) -> list[dict]:
+    return [*map(json.loads, Path(recipe.product("latents"), "duplicates.jsonl").open())]
+
+
+def test_groups_of_duplicates_are_listed_in_full_the_largest_first(recipe):
+    folder, captions = Path(recipe.data), read_captions(Path(recipe.data))
+    for name, source in {"a": 1, "b": 4, "c": 4}.items():
+        (folder / f"{name}.png").write_bytes((folder / f"{source}.png").read_bytes())
+    picture(4).save(folder / "d.png", compress_level=1)
+    write_captions(folder, captions | dict.fromkeys(["a.png", "b.png", "c.png", "d.png"], "x"))
+    assert encode_here(recipe).summary["duplicates"] == 3
+    assert duplicates(recipe) == [
+        {"same": "bytes", "files": ["4.png", "b.png", "c.png"]},
+        {"same": "bytes", "files": ["1.png", "a.png"]},
+        {"same": "dHash", "files": ["4.png", "b.png", "c.png", "d.png"]},
+    ]
+
+
+@pytest.mark.parametrize("left", ["the card of version 1", "none"])
+def test_a_card_that_a_kill_prevented_is_written_by_the_next_run(recipe, monkeypatch, left):
+    card = Path(recipe.product("latents"), "README.md")
+    picture(8).save(Path(recipe.data) / "8.png")
+    write_captions(Path(recipe.data), read_captions(Path(recipe.data)) | {"8.png": "x"})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_latents, "write_card", killed)
+        with pytest.raises(KeyboardInterrupt):
+            encode_here(recipe)
+    assert newest(recipe).number == 2
+    assert "This card describes version 1 of" in card.read_text()
+    if left == "none":
+        card.unlink()
+    encode_here(recipe)
+    assert newest(recipe).number == 2
+    assert card.read_text() == store_card(newest(recipe).manifest)
 
 
 def test_pictures_that_only_look_alike_are_told(recipe, capsys):
