@@ -44,7 +44,7 @@ from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
 
 REJECTS_SHOWN = 10
-MOST_LISTED = 100_000  # rows of Parquet manifests: of more, a dry run looks at so many
+MOST_LISTED = 100_000  # rows of manifests: of more, a dry run looks at so many at most
 MEASURED = 32  # files that a dry run encodes to know what all would take
 
 
@@ -79,7 +79,8 @@ def _look(recipe: Recipe) -> Sampled:
     found = look_at(recipe.data, MOST_LISTED)
     kinds = Counter(entry.kind for entry in found.listing.entries)
     told = f"{kinds['image']} pictures, {kinds['video']} videos"
-    among = "" if found.whole else f"; of {found.rows:,} among {found.total:,} rows"
+    about = "about " if found.about else ""
+    among = "" if found.whole else f"; of {found.rows:,} among {about}{found.total:,} rows"
     unusable = f"and {len(found.listing.rejects)} unusable"
     print(f"  takes    {'files':<12} {told}, {unusable}{among}", flush=True)
     return found

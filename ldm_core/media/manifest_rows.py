@@ -24,6 +24,7 @@ from ldm_core.media.places import Place
 
 # A worker holds a row group's media at once, and the one before it.
 LARGEST_ROW_GROUP = 1 << 30
+HEAD = 4 << 20  # bytes that are looked at of lines of which not all are wanted
 
 _FILE = ("uri", "url", "file", *FILE_NAME_COLUMNS, "path", "image", "video")
 _OPTIONAL = {**WEIGHT, "id": ("id",)}
@@ -57,7 +58,8 @@ def manifest_rows(
     Args:
         place: of the manifest.
         id: its name there.
-        some: of Parquet: row groups, and how many rows of each, where not all are wanted.
+        some: where not all are wanted: of Parquet row groups, and how many rows of each; of lines
+            how many as group 0, no more than `head_rows` tells.
 
     Raises:
         UserError: it cannot be read, it lacks a column, or its row groups are too large.
@@ -65,8 +67,26 @@ def manifest_rows(
     if id.lower().endswith(".parquet"):
         yield from _parquet_rows(place, id, some)
     else:
-        for row_place, values in read_rows(id, place.read(id), _BY_URI):
+        data, count = (place.read(id), None) if some is None else (_head(place, id), some[0])
+        for row_place, values in islice(read_rows(id, data, _BY_URI), count):
             yield ManifestRow(row_place, values)
+
+
+def head_rows(place: Place, id: str) -> tuple[int, int]:
+    """How many rows a manifest of lines begins with, and of how many bytes, of at most `HEAD`."""
+    data = _head(place, id)
+    return sum(1 for _ in read_rows(id, data, _BY_URI)), len(data)
+
+
+def _head(place: Place, id: str) -> bytes:
+    """The first whole rows; a cell of CSV may have line ends between quotes."""
+    data = bytes(place.fs.cat_file(place.files[id].path, end=HEAD))
+    quoted = id.lower().endswith(".csv")
+    size = end = quotes = 0
+    for line in data.split(b"\n")[:-1]:
+        size, quotes = size + len(line) + 1, quotes + line.count(b'"')
+        end = end if quoted and quotes % 2 else size
+    return data[:end]
 
 
 def _parquet_rows(place: Place, id: str, some: Mapping[int, int] | None) -> Iterator[ManifestRow]:

@@ -33,7 +33,7 @@ def list_media(source: str) -> Listing:
 
 
 def look_at(source: str, most: int) -> Sampled:
-    """About `most` rows of a source that is Parquet manifests of more; all of every other one.
+    """About `most` rows of a source that is long manifests; all of every other one.
 
     Raises:
         UserError: nothing is there, it cannot be read, or no row that was looked at is usable.

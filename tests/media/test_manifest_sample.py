@@ -1,4 +1,6 @@
-"""A part of Parquet manifests in place of all of their rows."""
+"""A part of manifests in place of all of their rows."""
+
+import json
 
 import fsspec
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from media_files import counted, fill, jsonl, png
 
 from ldm_core.errors import UserError
+from ldm_core.media import manifest_rows, manifest_sample
 from ldm_core.media.places import find_place, stat_each, stat_files
 from ldm_core.media.sources import list_media, look_at
 
@@ -87,6 +90,44 @@ def test_a_source_is_walked_once():
     source, counts = counted("walked", {**media, "captions.jsonl": jsonl(*rows)})
     assert len(look_at(source, most=100).listing.entries) == 20
     assert counts["find"] == 1
+
+
+LINES = {
+    "jsonl": lambda name, text: json.dumps({"file": name, "caption": text}) + "\n",
+    "csv": lambda name, text: f'{name},"{text}"\n',
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+@pytest.mark.parametrize("files", [1, 3])
+def test_the_beginnings_of_long_lines_tell_how_many_there_are(folder, monkeypatch, kind, files):
+    """Captions have line ends in them, so that the first bytes may end within a row."""
+    monkeypatch.setattr(manifest_rows, "HEAD", 1000)
+    monkeypatch.setattr(manifest_sample, "LONG", 5000)
+    for number in range(files):
+        lines = [LINES[kind](f"{k % 80}-0.png", f"line\nof {k:04d}") for k in range(1000)]
+        head = "file,caption\n" if kind == "csv" else ""
+        (folder / f"all-{number}.{kind}").write_text(head + "".join(lines))
+    source = str(folder / f"all-*.{kind}")
+    whole = list_media(source)
+    assert len(whole.entries) == 80
+    found = look_at(source, most=10_000)
+    assert found.about
+    assert 15 * files < found.rows < 50 * files
+    assert found.total == pytest.approx(1000 * files, rel=0.1)
+    assert found.listing.rejects == []
+    said = {entry.id: {caption.text for caption in entry.captions} for entry in whole.entries}
+    for entry in found.listing.entries:
+        assert {caption.text for caption in entry.captions} <= said[entry.id]
+    assert look_at(source, most=6).rows == 6
+
+
+def test_lines_that_are_not_long_are_listed_as_ever(folder):
+    rows = [{"file": "0-0.png", "caption": f"caption {k}"} for k in range(200)]
+    fill(folder, {"all.jsonl": jsonl(*rows)})
+    found = look_at(str(folder / "all.jsonl"), most=6)
+    assert found.whole
+    assert found.listing == list_media(str(folder / "all.jsonl"))
 
 
 def test_nothing_usable(folder, tmp_path):
