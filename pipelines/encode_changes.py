@@ -26,6 +26,7 @@ from pipelines.recipes.sections import EncodeSection
 from pipelines.stage import Context
 
 MEDIA = ("samples", "rejects")
+FIRST = 1000  # rows made from which on their rejects are a sign of what is to come
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def _make_missing(
     section, verbose = context.recipe.encode, context.options.verbose
     refused = [plan.rejects[id] for id in todo.missing if id in plan.rejects]
     entries = [plan.entries[id] for id in todo.missing if id in plan.entries]
-    missing = [part for part in _parts(plan, entries, context) if part["id"] not in todo.kept]
+    found = _parts(plan, entries, writer, context)
+    missing = [part for part in found if part["id"] not in todo.kept]
     new = len(refused) + len(missing)
     refused += [part for part in missing if "reason" in part]
     good = [part for part in missing if "reason" not in part]
@@ -119,15 +121,15 @@ def _make_missing(
     rows = [*shards_of(good, section), *text_shards(plan, captions, section.shard_size)]
     writer.throughput.shards += len(rows)
     encoded = encode_shards(rows, plan.job, section.workers, verbose)
-    results = itertools.chain(_refuse(writer.store, refused, section), encoded)
     ceiling = Ceiling(section.max_reject_share, new + len(todo.kept), todo.rejects)
+    results = ceiling.over(encoded, _refuse(writer.store, refused, section))
     with context.progress(new + len(texts), "rows") as bar:
-        _commit_all(writer, ceiling.over(results), bar)
+        _commit_all(writer, results, bar)
     return new
 
 
 class Ceiling:
-    """How many rejects there may be among all rows of media.
+    """How many rejects there may be: among all rows of media, and among those made so far.
 
     Args:
         share: of the rows, kept and to come.
@@ -138,26 +140,52 @@ class Ceiling:
     def __init__(self, share: float, rows: int, rejects: int) -> None:
         self.share, self.rows, self.rejects = share, rows, rejects
 
-    def over(self, results: Iterable[Row]) -> Iterator[Row]:
+    def over(self, made: Iterable[Row], refused: Iterable[Row] = ()) -> Iterator[Row]:
         """The results; each is yielded, so that it can be committed, before it is counted.
+
+        Args:
+            made: by workers.
+            refused: what was known to be rejects before; they come first and tell nothing of the
+                others.
 
         Raises:
             UserError: there are too many, at the first already or by then.
         """
         self._check()
-        for result in results:
+        for result in refused:
             yield result
-            self.rejects += sum(p.rows for p in parts_of(result) if p.table == "rejects")
+            self.rejects += _count(result, "rejects")
             self._check()
+        done = rejects = 0
+        for result in made:
+            yield result
+            found = _count(result, "rejects")
+            done, rejects = done + found + _count(result, "samples"), rejects + found
+            self.rejects += found
+            self._check()
+            if too_many(self.share, done, rejects):
+                raise _broken(self.share, rejects, f"the first {done} rows")
 
     def _check(self) -> None:
         if self.rejects > self.share * self.rows:
-            raise UserError(
-                f"{self.rejects} rejects among {self.rows} rows are more than "
-                f"encode.max_reject_share {self.share:g}: the data itself seems broken. The table "
-                "rejects in the store says why of each; mend the data, try them again with "
-                "--retry-rejects, or raise the share"
-            )
+            raise _broken(self.share, self.rejects, f"{self.rows} rows")
+
+
+def too_many(share: float, done: int, rejects: int) -> bool:
+    """Whether what is done so far is broken throughout: `FIRST` rows at least tell."""
+    return done >= FIRST and rejects > share * done
+
+
+def _broken(share: float, rejects: int, among: str) -> UserError:
+    return UserError(
+        f"{rejects} rejects among {among} are more than encode.max_reject_share {share:g}: the "
+        "data itself seems broken. The table rejects in the store says why of each; mend the "
+        "data, try them again with --retry-rejects, or raise the share"
+    )
+
+
+def _count(result: Row, table: str) -> int:
+    return sum(part.rows for part in parts_of(result) if part.table == table)
 
 
 # Media: files -> parts of one bucket each -> shards
@@ -173,17 +201,28 @@ def listed_parts(plan: Plan, entries: Sequence[Item]) -> tuple[list[Item], list[
     return known, [entry for entry in entries if entry["kind"] != "image" or len(buckets) > 1]
 
 
-def _parts(plan: Plan, entries: Sequence[Item], context: Context) -> list[Item]:
-    """The parts of files; only what a listing cannot tell is looked up in the files."""
+def _parts(plan: Plan, entries: Sequence[Item], writer: Writer, context: Context) -> list[Item]:
+    """The parts of files; only what a listing cannot tell is looked up in the files.
+
+    Raises:
+        UserError: too many of the first files are rejects, which are committed.
+    """
     known, unknown = listed_parts(plan, entries)
-    workers, verbose = context.recipe.encode.workers, context.options.verbose
+    section, verbose = context.recipe.encode, context.options.verbose
+    share, rejects = section.max_reject_share, list[Item]()
     with context.progress(len(unknown), "files", "probe") as bar:
         seen: set[str] = set()
-        for part in probe_files(unknown, plan.job, workers, verbose):
-            known.append(part)
+        for part in probe_files(unknown, plan.job, section.workers, verbose):
+            (rejects if "reason" in part else known).append(part)
             seen.add(part["source"])
             bar.update(len(seen))
-    return known
+            if too_many(share, len(seen), len(rejects)):
+                for result in _refuse(writer.store, rejects, section):
+                    writer.commit(result)
+                raise _broken(
+                    section.max_reject_share, len(rejects), f"the first {len(seen)} files"
+                )
+    return known + rejects
 
 
 def shards_of(parts: list[Item], section: EncodeSection) -> Iterator[Row]:

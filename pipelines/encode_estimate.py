@@ -25,6 +25,9 @@ from pipelines.recipes.sections import EncodeSection
 
 T = TypeVar("T")
 
+_OF_MEDIA = ("samples", "decode_s", "encode_s", "media_bytes")
+_OF_TEXTS = ("text_s", "text_bytes", "captions")
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -35,7 +38,8 @@ class Estimate:
         samples: their pictures and clips, as many a file as the measured have.
         decode_s: seconds of one CPU.
         encode_s, text_s: seconds of one worker.
-        bytes: that the store grows by.
+        media_bytes, text_bytes: that the store grows by.
+        captions: distinct ones that are to be embedded.
         measured: files it is drawn from.
         listed: rows of the source that were looked at; None is all.
         apart: whether CPU tasks beside the workers decode, as they do where workers have GPUs.
@@ -46,7 +50,9 @@ class Estimate:
     decode_s: float
     encode_s: float
     text_s: float
-    bytes: float
+    media_bytes: float
+    text_bytes: float
+    captions: float
     measured: int
     apart: bool = False
     listed: int | None = None
@@ -57,14 +63,20 @@ class Estimate:
         for the clock's."""
         return sum(self._seconds().values()) / 3600
 
+    @property
+    def bytes(self) -> float:
+        """That the store grows by."""
+        return self.media_bytes + self.text_bytes
+
     def of_all(self, sampled: Sampled) -> "Estimate":
-        """For a whole source of which this tells of some rows."""
+        """For a whole source of which this tells of some rows: a caption that comes again is no
+        work."""
         if sampled.whole:
             return self
-        times = sampled.total / sampled.rows
-        names = ("samples", "decode_s", "encode_s", "text_s", "bytes")
-        larger = {name: times * getattr(self, name) for name in names}
-        return replace(self, **larger, files=round(times * self.files), listed=sampled.rows)
+        media, texts = sampled.times, sampled.caption_times
+        larger = {name: media * getattr(self, name) for name in _OF_MEDIA}
+        larger |= {name: texts * getattr(self, name) for name in _OF_TEXTS}
+        return replace(self, **larger, files=round(media * self.files), listed=sampled.rows)
 
     def lines(self, section: EncodeSection) -> list[str]:
         """What a dry run tells."""
@@ -75,12 +87,15 @@ class Estimate:
         count, price = section.workers.count, section.worker_hour_price
         cost = f", {price * self.worker_hours:,.2f} at {price:g} each" if price else ""
         looked = f"; {self.listed:,} rows were looked at" if self.listed else ""
+        most = "at most " if self.listed else ""
+        told = f"{self.text_bytes:,.0f} for the embeddings of {most}{self.captions:,.0f} captions"
         beside = f"{self.decode_s / 3600:,.3g} of decoding, beside the workers"
         return [
             f"  takes    {'worker-hours':<12} {self.worker_hours:,.3g} ({shares}){cost}; "
             f"{self.worker_hours / count:,.3g} hours by {count} workers",
             *([f"  takes    {'CPU-hours':<12} {beside}"] if self.apart else []),
             f"  takes    {'bytes':<12} {self.bytes:,.0f} for {self.samples:,.0f} samples",
+            f"  takes    {'of these':<12} {told}",
             f"  measured {'files':<12} {self.measured} of {self.files:,}, in this process{looked}",
         ]
 
@@ -111,7 +126,9 @@ def estimate(plan: Plan, store: LatentStore, section: EncodeSection, count: int)
         decode_s=scale * media.decode_s,
         encode_s=scale * media.encode_s,
         text_s=text_s,
-        bytes=scale * media.bytes + text_bytes,
+        media_bytes=scale * media.bytes,
+        text_bytes=text_bytes,
+        captions=len({digest for _, digest in texts}),
         measured=len(some),
         apart=section.workers.gpus > 0,
     )

@@ -10,6 +10,7 @@ Workers hold a few shards at a time, whatever the set's size. The command itself
 about 2 kB a file that is to be done, 2 GB for a million.
 """
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from typing import Any
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
 from ldm_core.files import reach
-from ldm_core.latents.card import write_card
+from ldm_core.latents.card import keep_card, write_card
 from ldm_core.latents.describe import describe
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.lock import locked
@@ -28,15 +29,22 @@ from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.media.manifest_sample import Sampled
 from ldm_core.media.sources import look_at
 from pipelines.encode_changes import Changes, media_to_do, update
+from pipelines.encode_duplicates import report_duplicates
 from pipelines.encode_estimate import estimate
-from pipelines.encode_plan import Plan, describe_autoencoder, make_plan, missing_tiny_encoders
+from pipelines.encode_plan import (
+    Plan,
+    describe_autoencoder,
+    make_plan,
+    missing_tiny_encoders,
+    with_tiny_encoders,
+)
 from pipelines.encode_texts import texts_to_do
 from pipelines.encode_throughput import Throughput
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
 
 REJECTS_SHOWN = 10
-MOST_LISTED = 100_000  # rows of Parquet manifests: of more, a dry run looks at so many
+MOST_LISTED = 100_000  # rows of manifests: of more, a dry run looks at so many at most
 MEASURED = 32  # files that a dry run encodes to know what all would take
 
 
@@ -71,7 +79,8 @@ def _look(recipe: Recipe) -> Sampled:
     found = look_at(recipe.data, MOST_LISTED)
     kinds = Counter(entry.kind for entry in found.listing.entries)
     told = f"{kinds['image']} pictures, {kinds['video']} videos"
-    among = "" if found.whole else f"; of {found.rows:,} among {found.total:,} rows"
+    about = "about " if found.about else ""
+    among = "" if found.whole else f"; of {found.rows:,} among {about}{found.total:,} rows"
     unusable = f"and {len(found.listing.rejects)} unusable"
     print(f"  takes    {'files':<12} {told}, {unusable}{among}", flush=True)
     return found
@@ -80,16 +89,23 @@ def _look(recipe: Recipe) -> Sampled:
 def _told(recipe: Recipe, autoencoder: AutoencoderFacts, looked: Sampled) -> Plan | None:
     """Tell what it would take; None if not all is known that decides whether it would run."""
     if missing_tiny_encoders(recipe):
+        with tempfile.TemporaryDirectory() as folder:
+            measured = with_tiny_encoders(recipe, looked.listing, folder)
+            _tell_estimate(make_plan(measured, autoencoder, looked.listing), recipe, looked)
         say_verdict("encode", "would run, and build the tiny text encoders")
         return None
     plan = make_plan(recipe, autoencoder, looked.listing)
-    found = estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
-    for line in found.of_all(looked).lines(recipe.encode) if found else ():
-        print(line, flush=True)
+    _tell_estimate(plan, recipe, looked)
     if looked.whole:
         return plan
     say_verdict("encode", "would run, unless nothing is new: not all rows were looked at")
     return None
+
+
+def _tell_estimate(plan: Plan, recipe: Recipe, looked: Sampled) -> None:
+    found = estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
+    for line in found.of_all(looked).lines(recipe.encode) if found else ():
+        print(line, flush=True)
 
 
 def _work(plan: Plan, context: Context) -> dict[str, Any]:
@@ -104,6 +120,7 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
         manifest = _describe(plan, store)
         lock.check()
         version = _publish_if_new(store, manifest, changes)
+        duplicates = report_duplicates(store.open_version(version))
     _warn_of_rejects(store.open_version(version))
     context.run.metrics({f"rejects/{reason}": n for reason, n in manifest.rejects.items()})
     _tell_throughput(throughput, seconds, context)
@@ -116,7 +133,7 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
         "removed_rows": changes.removed,
         "renamed_rows": changes.renamed,
         "new_texts": changes.texts,
-        "duplicates": _say_duplicates(store.open_version(version)),
+        "duplicates": duplicates,
         "images_per_second": changes.new / seconds,
         "bytes": manifest.bytes,
         "content": manifest.content,
@@ -171,7 +188,9 @@ def _publish_if_new(store: LatentStore, manifest: Manifest, changes: Changes) ->
     """Publish unless the newest version says the same; returns the version that stands."""
     counts = f"{manifest.counts['samples']} samples, {manifest.counts['texts']} caption embeddings"
     known = store.versions()
-    if known and manifest.says_the_same(store.open_version(known[-1]).manifest):
+    stands = store.open_version(known[-1]).manifest if known else None
+    if stands and manifest.says_the_same(stands):
+        keep_card(store, stands)
         print(f"[encode] nothing new: version {known[-1]} stands, {counts}", flush=True)
         return known[-1]
     forget_record(store.uri)
@@ -181,26 +200,6 @@ def _publish_if_new(store: LatentStore, manifest: Manifest, changes: Changes) ->
     renamed = f", {changes.renamed} with new captions" if changes.renamed else ""
     print(f"[encode] version {version}: {counts}, {rows}{renamed}", flush=True)
     return version
-
-
-def _say_duplicates(version: StoreVersion) -> int:
-    """Tell of files with the same bytes, and of pictures that look alike; returns how many files
-    repeat another's bytes."""
-    columns = ["source_id", "part", "source_sha256", "perceptual_hash"]
-    rows = [row for row in version.table("samples", columns).to_pylist() if row["part"] == 0]
-    same = Counter(row["source_sha256"] for row in rows)
-    alike = Counter(row["perceptual_hash"] for row in rows)
-    repeats, likes = len(rows) - len(same), len(rows) - len(alike)
-    if likes:  # as all do that repeat the bytes
-        key, counts = ("source_sha256", same) if repeats else ("perceptual_hash", alike)
-        mark, count = counts.most_common(1)[0]
-        names = sorted(row["source_id"] for row in rows if row[key] == mark)
-        print(
-            f"[encode] {repeats} files repeat the bytes of another, {likes} look like another by "
-            f"dHash; most often, {count} times: {', '.join(names[:3])}",
-            flush=True,
-        )
-    return repeats
 
 
 def _warn_of_rejects(version: StoreVersion) -> None:

@@ -121,7 +121,7 @@ def make_plan(
     Raises:
         UserError: no usable media, no text encoders, or a geometry the autoencoder cannot take.
     """
-    job = _job(recipe, autoencoder)
+    job = encode_job(recipe, autoencoder)
     listing = listing or list_media(recipe.data)
     entries = {entry.id: _entry(entry, _decisive(job, autoencoder)) for entry in listing.entries}
     _build_tiny_encoders(recipe, _captions(entries))
@@ -144,7 +144,24 @@ def missing_tiny_encoders(recipe: Recipe) -> bool:
     return not all(exists(join(uri, "tokenizer_config.json")) for uri in wanted)
 
 
-def _job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
+def with_tiny_encoders(recipe: Recipe, listing: Listing, folder: str) -> Recipe:
+    """The recipe with tiny text encoders in a folder of their own, to measure with: those it asks
+    for, of the listing's captions."""
+    captions = {caption.text for entry in listing.entries for caption in entry.captions} | {""}
+    uris = {name: join(folder, name) for name in ("t5", "clip")}
+    build_tiny_text_encoders(
+        captions, uris["t5"], uris["clip"], recipe.text.tiny_width, recipe.seed
+    )
+    tiny = {name: uri for name, uri in uris.items() if getattr(recipe.text, name) == "tiny"}
+    return recipe.model_copy(update={"text": recipe.text.model_copy(update=tiny)})
+
+
+def encode_job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
+    """What the recipe's encode section tells the workers.
+
+    Raises:
+        UserError: a geometry or tiles that the autoencoder cannot take.
+    """
     section, multiple = recipe.encode, autoencoder.temporal_downsampling or 1
     if section.tile:
         check_tile(section.tile, autoencoder.downsampling)

@@ -1,6 +1,6 @@
 """The data-set card: the README.md of a latent store."""
 
-from ldm_core.files import join, write_bytes
+from ldm_core.files import join, read_bytes, write_bytes
 from ldm_core.latents.manifest import EncoderEntry, Manifest, RoundingError
 from ldm_core.latents.schema import TABLES
 from ldm_core.latents.store import LatentStore
@@ -115,6 +115,17 @@ def store_card(manifest: Manifest) -> str:
 def write_card(store: LatentStore, manifest: Manifest) -> None:
     """Write the card of a published version as the store's `README.md`."""
     write_bytes(join(store.uri, "README.md"), store_card(manifest).encode())
+
+
+def keep_card(store: LatentStore, manifest: Manifest) -> None:
+    """Write the card unless it is there: a kill may have come between publishing and writing it."""
+    told = f"This card describes version {manifest.number} of".encode()
+    try:
+        there = told in read_bytes(join(store.uri, "README.md"))
+    except FileNotFoundError:
+        there = False
+    if not there:
+        write_card(store, manifest)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -6,7 +6,8 @@ there is no second record of what is done. Captions have a digest of their own: 
 have changed, the row gets the new ones and keeps its latents.
 
 A picture is one row, a video one for each of its clips, and each says of how many. A file is done
-when all of them are there.
+when all of them are there. Rows that do not agree on how many all go: a video that once gave three
+clips, of which two were committed, may be a single reject at the next attempt.
 """
 
 import hashlib
@@ -55,7 +56,8 @@ class Todo:
     Attributes:
         missing: ids of files that are not all there, sorted.
         kept: ids of rows that stay.
-        stale: ids of rows that go, sorted: of changed or vanished files, or there twice.
+        stale: ids of rows that go, sorted: of changed or vanished files, there twice, or of a file
+            whose rows disagree about their number.
         renamed: ids of rows that stay but for their captions, sorted.
         places: bucket and file of the samples that stay.
         rejects: number of the rejects that stay.
@@ -85,6 +87,7 @@ def compare_files(
     for row in rows:
         if wanted.get(row.source) == row.fingerprint and occurrences[row.id] == 1:
             good[row.source].append(row)
+    good = {source: group for source, group in good.items() if _agree(group)}
     staying = [row for group in good.values() for row in group]
     kept = {row.id for row in staying}
     samples = [row for row in staying if row.captions is not None]
@@ -98,8 +101,12 @@ def compare_files(
     )
 
 
+def _agree(rows: Sequence[StoredRow]) -> bool:
+    return len({row.parts for row in rows}) == 1
+
+
 def _complete(rows: Sequence[StoredRow]) -> bool:
-    return bool(rows) and all(row.parts == len(rows) for row in rows)
+    return bool(rows) and rows[0].parts == len(rows)
 
 
 def fingerprint(*decisive: object) -> str:

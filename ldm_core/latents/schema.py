@@ -96,9 +96,12 @@ def caption_digest(text: str) -> str:
 
 
 def caption_rows(captions: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    """The `captions` column of one sample, from texts and the weights that sum to one."""
+    """The `captions` column of one sample, from texts and the weights that sum to one.
+
+    Weights are rounded as the column does: digests are of what can be read from it.
+    """
     return [
-        {"caption": text, "weight": weight, "digest": caption_digest(text)}
+        {"caption": text, "weight": float(np.float32(weight)), "digest": caption_digest(text)}
         for text, weight in captions
     ]
 

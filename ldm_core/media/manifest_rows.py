@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from ldm_core.media.places import Place
 
 # A worker holds a row group's media at once, and the one before it.
 LARGEST_ROW_GROUP = 1 << 30
+HEAD = 4 << 20  # bytes that are looked at of lines of which not all are wanted
 
 _FILE = ("uri", "url", "file", *FILE_NAME_COLUMNS, "path", "image", "video")
 _OPTIONAL = {**WEIGHT, "id": ("id",)}
@@ -56,7 +58,8 @@ def manifest_rows(
     Args:
         place: of the manifest.
         id: its name there.
-        some: of Parquet: row groups, and how many rows of each, where not all are wanted.
+        some: where not all are wanted: of Parquet row groups, and how many rows of each; of lines
+            how many as group 0, no more than `head_rows` tells.
 
     Raises:
         UserError: it cannot be read, it lacks a column, or its row groups are too large.
@@ -64,8 +67,26 @@ def manifest_rows(
     if id.lower().endswith(".parquet"):
         yield from _parquet_rows(place, id, some)
     else:
-        for row_place, values in read_rows(id, place.read(id), _BY_URI):
+        data, count = (place.read(id), None) if some is None else (_head(place, id), some[0])
+        for row_place, values in islice(read_rows(id, data, _BY_URI), count):
             yield ManifestRow(row_place, values)
+
+
+def head_rows(place: Place, id: str) -> tuple[int, int]:
+    """How many rows a manifest of lines begins with, and of how many bytes, of at most `HEAD`."""
+    data = _head(place, id)
+    return sum(1 for _ in read_rows(id, data, _BY_URI)), len(data)
+
+
+def _head(place: Place, id: str) -> bytes:
+    """The first whole rows; a cell of CSV may have line ends between quotes."""
+    data = bytes(place.fs.cat_file(place.files[id].path, end=HEAD))
+    quoted = id.lower().endswith(".csv")
+    size = end = quotes = 0
+    for line in data.split(b"\n")[:-1]:
+        size, quotes = size + len(line) + 1, quotes + line.count(b'"')
+        end = end if quoted and quotes % 2 else size
+    return data[:end]
 
 
 def _parquet_rows(place: Place, id: str, some: Mapping[int, int] | None) -> Iterator[ManifestRow]:
@@ -82,7 +103,7 @@ def _parquet_rows(place: Place, id: str, some: Mapping[int, int] | None) -> Iter
             if not wanted:
                 continue
             stored = inline is not None and _stored(id, file, group, inline)
-            rows = _first_rows(file, group, list(texts.values()), wanted)
+            rows = _first_rows(id, file, group, list(texts.values()), wanted)
             for number, row in enumerate(rows):
                 found = ManifestRow(f"{id}/{first - count + number}", _by_role(texts, row))
                 if stored and inline:
@@ -91,9 +112,18 @@ def _parquet_rows(place: Place, id: str, some: Mapping[int, int] | None) -> Iter
                 yield found
 
 
-def _first_rows(file: pq.ParquetFile, group: int, columns: list[str], count: int) -> list[Row]:
+def _first_rows(
+    id: str, file: pq.ParquetFile, group: int, columns: list[str], count: int
+) -> list[Row]:
+    """So many rows of a group. Arrow ends a batch early where a text column reaches 2 GiB."""
     batches = file.iter_batches(count, row_groups=[group], columns=columns)
-    return next(batches).to_pylist()
+    rows = list(islice((row for batch in batches for row in batch.to_pylist()), count))
+    if len(rows) != count:
+        raise UserError(
+            f"{id}: row group {group} should have {count} rows and {len(rows)} could be read: "
+            "write the file anew"
+        )
+    return rows
 
 
 def _inline_column(schema: pa.Schema) -> str | None:

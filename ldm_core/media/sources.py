@@ -29,31 +29,39 @@ def list_media(source: str) -> Listing:
     Raises:
         UserError: nothing is there, it cannot be read, or nothing in it is usable.
     """
-    place = find_place(source)
-    try:
-        listing = sort_out(_lister(place)(place))
-    except PermissionError as error:
-        raise UserError(f"{source} may not be read ({error}): check the credentials") from error
-    if not listing.entries:
-        raise UserError(_nothing_usable(listing, source))
-    return listing
+    return _usable(_listed, source).listing
 
 
 def look_at(source: str, most: int) -> Sampled:
-    """About `most` rows of a source that is Parquet manifests of more; all of every other one.
+    """About `most` rows of a source that is long manifests; all of every other one.
 
     Raises:
         UserError: nothing is there, it cannot be read, or no row that was looked at is usable.
     """
+
+    def looked(place: Place) -> Sampled:
+        sample = sample_manifests(place, most) if _lister(place) is list_manifests else None
+        return sample or _listed(place)
+
+    return _usable(looked, source)
+
+
+def _usable(look: Callable[[Place], Sampled], source: str) -> Sampled:
+    """What `look` finds at a source, which is walked once."""
     place = find_place(source)
-    found = sample_manifests(place, most) if _lister(place) is list_manifests else None
-    if found is None:
-        listing = list_media(source)
-        count = len(listing.entries) + len(listing.rejects)
-        return Sampled(listing, count, count)
+    try:
+        found = look(place)
+    except PermissionError as error:
+        raise UserError(f"{source} may not be read ({error}): check the credentials") from error
     if not found.listing.entries:
         raise UserError(_nothing_usable(found.listing, source))
     return found
+
+
+def _listed(place: Place) -> Sampled:
+    listing = sort_out(_lister(place)(place))
+    count = len(listing.entries) + len(listing.rejects)
+    return Sampled(listing, count, count)
 
 
 def _lister(place: Place) -> Callable[[Place], Iterable[Candidate]]:

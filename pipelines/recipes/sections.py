@@ -104,7 +104,7 @@ class EncodeSection(Section):
         flip: whether every picture and clip has a second row, mirrored left to right. Captions stay
             as they are: not for data whose captions say left and right.
         max_reject_share: the job stops when more than this share of the rows of media (samples and
-            rejects, those of earlier runs too) are rejects.
+            rejects, those of earlier runs too) are rejects, or of the first 1,000 it makes or more.
         item_seconds, item_gib: a file that takes more to decode is a reject.
         worker_hour_price: for the cost a dry run tells, in whatever currency.
     """

@@ -57,3 +57,12 @@ def test_a_vanished_file_and_a_row_that_is_there_twice_go():
 def test_other_captions_rename_and_encode_nothing():
     found = todo(row("a", "a", captions="before"), *clips(0, 1, 2))
     assert (found.missing, found.stale, found.renamed) == ([], [], ["a"])
+
+
+def test_rows_that_disagree_on_how_many_they_are_all_go():
+    """A job was ended after two of three clips, and then the video could not be looked into."""
+    found = todo(row("a", "a"), *clips(0, 1), row("v", "v", captions=None))
+    assert (found.missing, found.stale) == (["v"], ["v", "v#0", "v#1"])
+    assert (found.kept, found.rejects) == ({"a"}, 0)
+    again = todo(row("a", "a"), row("v", "v", captions=None))
+    assert (again.missing, again.stale, again.rejects) == ([], [], 1)

@@ -96,6 +96,10 @@ class CountingFileSystem(MemoryFileSystem):
         self.counts["info"] += 1
         return super().info(path, **kwargs)
 
+    def find(self, path, **kwargs):
+        self.counts["find"] += 1
+        return super().find(path, **kwargs)
+
     def ls(self, path, **kwargs):
         self.counts["ls"] += 1
         return super().ls(path, **kwargs)

@@ -3,14 +3,17 @@
 import os
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from media_files import captions_of, fill, jsonl, png, reasons_of
 
 from ldm_core.errors import UserError
 from ldm_core.media.locators import read_media
-from ldm_core.media.sources import list_media
+from ldm_core.media.sources import list_media, look_at
 
 
 @pytest.fixture
@@ -130,6 +133,17 @@ def test_a_closed_subfolder_is_not_silently_skipped():
         closed.chmod(0o755)
         with not_as_root():
             assert list(captions_of(list_media(folder))) == ["a.png"]
+
+
+@pytest.mark.parametrize("look", [list_media, partial(look_at, most=1)], ids=["all", "some"])
+def test_a_closed_manifest_is_told_by_its_name(look):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        closed = Path(folder, "all.parquet")
+        pq.write_table(pa.table({"file": ["a.png"] * 2, "caption": ["a"] * 2}), closed)
+        closed.chmod(0)
+        with not_as_root(), pytest.raises(UserError, match=r"all\.parquet may not be read"):
+            look(str(closed))
 
 
 def test_a_manifest_follows_no_link_out_of_its_folder(folder, tmp_path):

@@ -1,4 +1,5 @@
 import os
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,36 @@ def parquet_bytes(columns, **options):
 @pytest.fixture
 def folder(tmp_path):
     return fill(tmp_path / "data", {"a.png": png(1), "more/b.jpg": png(2), "c.mp4": b"a film"})
+
+
+@pytest.fixture
+def batches_end_early(monkeypatch):
+    """As Arrow's do where a text column reaches 2 GiB; here after three rows."""
+    whole = pq.ParquetFile.iter_batches
+
+    def early(self, batch_size, **some):
+        return whole(self, min(batch_size, 3), **some)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", early)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_row_group_of_several_batches_is_listed_whole(tmp_path, batches_end_early, inline):
+    fill(tmp_path, {f"{k}.png": png(k) for k in range(8)})
+    media = {"bytes": [png(k) for k in range(8)]} if inline else {}
+    named = {"file": [f"{k}.png" for k in range(8)], "caption": [f"c{k}" for k in range(8)]}
+    listing = list_media(write_parquet(tmp_path / "all.parquet", {**media, **named}, 8))
+    assert sorted(captions_of(listing).values(), key=str) == [{f"c{k}": 1} for k in range(8)]
+    assert {read_media(entry.uri) for entry in listing.entries} == {png(k) for k in range(8)}
+
+
+def test_rows_that_do_not_come_are_an_error(tmp_path, monkeypatch):
+    source = write_parquet(tmp_path / "a.parquet", {"file": ["a.png"] * 4, "caption": ["c"] * 4})
+    whole = pq.ParquetFile.iter_batches
+    some = lambda self, size, **told: islice(whole(self, 3, **told), 1)  # noqa: E731
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", some)
+    with pytest.raises(UserError, match=r"a\.parquet: row group 0 should have 4 rows and 3 could"):
+        list_media(source)
 
 
 @pytest.mark.parametrize("column", ["uri", "url", "file", "file_name", "path", "video_file_name"])

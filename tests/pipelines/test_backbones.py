@@ -53,7 +53,7 @@ def test_what_recipes_declare():
     assert spaces["image-s"].main == (3, 16, 16)
     assert spaces["flux-12b"].main == (16, 128, 128)
     assert dict(spaces["video-14b"].latents) == {
-        "480x832x93": (16, 24, 60, 104), "480x832x1": (16, 60, 104),
+        "480x848x93": (16, 24, 60, 106), "480x848x1": (16, 60, 106),
     }  # fmt: skip
     assert (spaces["flux-12b"].text_width, spaces["flux-12b"].max_tokens) == (4096, 512)
     assert spaces["image-tiny"].text_width == 16

@@ -9,9 +9,13 @@ from picture_folder import picture, read_captions, write_captions
 from test_encode_media import project, saved, tiny_kl
 from tiny_runs import encode_here
 
+from ldm_core.autoencoders.autoencoder import autoencoder_facts
 from ldm_core.errors import UserError
+from ldm_core.latents.card import store_card
 from ldm_core.latents.lock import locked
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.latents.verify import verify
+from pipelines import encode_changes, encode_latents
 from pipelines.encode_changes import Ceiling
 from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_plan import describe_autoencoder, make_plan
@@ -76,6 +80,23 @@ def test_a_new_caption_is_embedded_and_no_picture_encoded(recipe, calls):
     assert {id for id in old if old[id] != new[id]} == {"3.png"}
     assert newest(recipe).manifest.content != before.manifest.content
     assert "picture 3" not in newest(recipe).table("texts")["caption"].to_pylist()
+
+
+def test_weights_of_all_kinds_are_verified(tmp_path):
+    """They are stored in 32 bits, which moves some of them to another sixth place."""
+    (tmp_path / "data").mkdir()
+    rows = []
+    for k, weights in enumerate([(27, 2), (1, 2), (1, 1, 1), (0.1, 0.7), (8, 21)]):
+        picture(k).save(tmp_path / "data" / f"{k}.png")
+        captions = [f"caption {k} {n}" for n in range(len(weights))]
+        rows.append({"file": f"{k}.png", "captions": captions, "weights": weights})
+    lines = "\n".join(map(json.dumps, rows))
+    (tmp_path / "data" / "captions.jsonl").write_text(lines)
+    recipe = project(tmp_path, 16, max_aspect=1, upscale=True)
+    encode_here(recipe)
+    checks = verify(newest(recipe), autoencoder_facts("identity"))
+    assert [check for check in checks if check.failed] == []
+    assert encode_here(recipe, Options(force=True)).summary["renamed_rows"] == 0
 
 
 def test_captions_lie_in_the_order_of_their_samples(recipe):
@@ -218,12 +239,94 @@ def test_rejects_are_counted_with_the_stored_ones_against_rows(stored, rows, pas
     assert len(seen) == passed
 
 
+def results(*counts: tuple[str, int]) -> list[dict]:
+    """A result for each table and number of rows."""
+    return [
+        {"parts": json.dumps([{"table": table, "path": "", "bytes": 0, "rows": rows}])}
+        for table, rows in counts
+    ]
+
+
+def test_a_set_that_is_broken_throughout_is_given_up_soon():
+    made = results(("samples", 50), *[("rejects", 50)] * 100)
+    seen: list[dict] = []
+    with pytest.raises(UserError, match="950 rejects among the first 1000 rows"):
+        seen.extend(result for result in Ceiling(0.5, 10**6, 0).over(made))
+    assert len(seen) == 20
+
+
+def test_what_was_known_to_be_rejects_tells_nothing_of_the_others():
+    refused = results(*[("rejects", 500)] * 4)
+    made = results(*[("samples", 60), ("rejects", 60)] * 20)
+    assert list(Ceiling(0.5, 10**6, 0).over(made, refused)) == refused + made
+
+
+def test_files_that_cannot_be_looked_into_are_given_up_soon(recipe, monkeypatch):
+    """And what is known of them stays."""
+    monkeypatch.setattr(encode_changes, "FIRST", COUNT + 3)
+    folder = Path(recipe.data)
+    names = [f"x{k}.png" for k in range(60)]
+    for name in names:
+        (folder / name).write_bytes(b"no picture")
+    write_captions(folder, read_captions(folder) | dict.fromkeys(names, "x"))
+    shapes = recipe.encode.model_copy(update={"max_aspect": 2.0})
+    with pytest.raises(UserError, match="7 rejects among the first 13 files"):
+        encode_here(recipe.model_copy(update={"encode": shapes}))
+    store = LatentStore(recipe.product("latents"))
+    assert sorted(store.table("rejects")["id"].to_pylist()) == sorted(names)[:7]
+    assert store.versions() == [1]
+
+
 def test_repeated_files_are_told(recipe, capsys):
     folder = Path(recipe.data)
     (folder / "copy.png").write_bytes((folder / "4.png").read_bytes())
     write_captions(folder, read_captions(folder) | {"copy.png": "picture 4"})
     assert encode_here(recipe).summary["duplicates"] == 1
     assert "1 files repeat the bytes of another" in capsys.readouterr().out
+    assert duplicates(recipe) == [{"same": "bytes", "files": ["4.png", "copy.png"]}]
+    picture(70).save(folder / "copy.png")
+    encode_here(recipe)
+    assert duplicates(recipe) == []
+
+
+def duplicates(recipe: Recipe) -> list[dict]:
+    return [*map(json.loads, Path(recipe.product("latents"), "duplicates.jsonl").open())]
+
+
+def test_groups_of_duplicates_are_listed_in_full_the_largest_first(recipe):
+    folder, captions = Path(recipe.data), read_captions(Path(recipe.data))
+    for name, source in {"a": 1, "b": 4, "c": 4}.items():
+        (folder / f"{name}.png").write_bytes((folder / f"{source}.png").read_bytes())
+    picture(4).save(folder / "d.png", compress_level=1)
+    write_captions(folder, captions | dict.fromkeys(["a.png", "b.png", "c.png", "d.png"], "x"))
+    assert encode_here(recipe).summary["duplicates"] == 3
+    assert duplicates(recipe) == [
+        {"same": "bytes", "files": ["4.png", "b.png", "c.png"]},
+        {"same": "bytes", "files": ["1.png", "a.png"]},
+        {"same": "dHash", "files": ["4.png", "b.png", "c.png", "d.png"]},
+    ]
+
+
+@pytest.mark.parametrize("left", ["the card of version 1", "none"])
+def test_a_card_that_a_kill_prevented_is_written_by_the_next_run(recipe, monkeypatch, left):
+    card = Path(recipe.product("latents"), "README.md")
+    picture(8).save(Path(recipe.data) / "8.png")
+    write_captions(Path(recipe.data), read_captions(Path(recipe.data)) | {"8.png": "x"})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode_latents, "write_card", killed)
+        with pytest.raises(KeyboardInterrupt):
+            encode_here(recipe)
+    assert newest(recipe).number == 2
+    assert "This card describes version 1 of" in card.read_text()
+    if left == "none":
+        card.unlink()
+    encode_here(recipe)
+    assert newest(recipe).number == 2
+    assert card.read_text() == store_card(newest(recipe).manifest)
 
 
 def test_pictures_that_only_look_alike_are_told(recipe, capsys):

@@ -3,6 +3,7 @@ by `make bench-encode`."""
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from test_encode_media import encoded, project, put_videos
 
 from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
+from ldm_core.media.entries import Listing
+from ldm_core.media.manifest_sample import Sampled
 from pipelines import encode_estimate, encode_latents
 from pipelines.encode_estimate import Estimate, estimate, evenly
 from pipelines.encode_latents import MEASURED
@@ -105,10 +108,28 @@ def test_the_measured_are_spread_over_all(there, count):
     assert found[-1] >= there - 1 - there // len(found)
 
 
+SIZES = {"media_bytes": 7.0, "text_bytes": 3.0, "captions": 5.0}
+FEW = Sampled(Listing([], []), 100, 10**9, captions=5, lone=0)
+
+
+def test_of_captions_that_all_come_again_there_are_no_more():
+    whole = Estimate(100, 100, 1.0, 1.0, 1.0, **SIZES, measured=2).of_all(FEW)
+    assert (whole.files, whole.samples, whole.media_bytes) == (10**9, 1e9, 7e7)
+    assert (whole.captions, whole.text_bytes, whole.text_s) == (5, 3, 1)
+    assert whole.bytes == 7e7 + 3
+    assert "3 for the embeddings of at most 5 captions" in "".join(whole.lines(EncodeSection()))
+
+
+def test_captions_of_which_no_two_are_alike_grow_with_the_rows():
+    distinct = replace(FEW, captions=100, lone=100)
+    whole = Estimate(100, 100, 1.0, 1.0, 1.0, **SIZES, measured=2).of_all(distinct)
+    assert (whole.text_s, whole.text_bytes) == (pytest.approx(1e7), pytest.approx(3e7))
+
+
 def test_beside_gpus_decoding_is_no_work_of_theirs():
-    hour = {"decode_s": 3600.0, "encode_s": 1800.0, "text_s": 1800.0}
+    hour = {"decode_s": 3600.0, "encode_s": 1800.0, "text_s": 1800.0} | SIZES
     section = EncodeSection(workers=Workers(count=2, gpus=1), worker_hour_price=3)
-    beside = Estimate(4, 4, **hour, bytes=1, measured=2, apart=True)
+    beside = Estimate(4, 4, **hour, measured=2, apart=True)
     assert beside.worker_hours == 1
     first, second, *_ = beside.lines(section)
     assert first.split(maxsplit=2)[2] == (
@@ -119,7 +140,7 @@ def test_beside_gpus_decoding_is_no_work_of_theirs():
         "CPU-hours",
         *["1", "of", "decoding,", "beside", "the", "workers"],
     ]
-    assert Estimate(4, 4, **hour, bytes=1, measured=2).worker_hours == 2
+    assert Estimate(4, 4, **hour, measured=2).worker_hours == 2
 
 
 def test_a_machine_without_a_gpu_cannot_tell_what_gpus_take(folder, monkeypatch):

@@ -15,7 +15,7 @@ from video_files import numbered, numbers
 
 from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.latents.reader import LatentReader
-from ldm_core.latents.schema import decode_array
+from ldm_core.latents.schema import TABLES, decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.media.locators import MediaReader
 from ldm_core.media.pixels import to_image, to_pixels
@@ -25,6 +25,7 @@ from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, TrainSection
 
 RATE = 8
+KEYS = ("id", "encoder", "caption_digest")
 
 
 def project(folder: Path, size: int, source: str = "identity", **encode: object) -> Recipe:
@@ -43,6 +44,13 @@ def project(folder: Path, size: int, source: str = "identity", **encode: object)
 def encoded(recipe: Recipe) -> StoreVersion:
     encode_here(recipe)
     return LatentStore(recipe.product("latents")).open_version()
+
+
+def cells(version: StoreVersion, table: str, *without: str) -> list[dict]:
+    """Every row, in an order of its own, but for its shard: `content` is of the samples alone."""
+    columns = [name for name in TABLES[table].names if name not in ("shard", *without)]
+    rows = version.table(table, columns).to_pylist()
+    return sorted(rows, key=lambda row: str([row.get(name) for name in KEYS]))
 
 
 def saved(module: torch.nn.Module, folder: Path) -> str:

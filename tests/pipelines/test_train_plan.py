@@ -11,19 +11,21 @@ from command_line import assert_mistake, files_under
 from small_store import small_store
 from tiny_project import model_config, random_network, tiny_project
 
+from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
 from ldm_core.model_directory import Reference, save_model
 from ldm_core.planning.memory import memory_of
 from ldm_core.planning.search import fits
 from pipelines.backbones import declared_space, new_backbone, stored_space
+from pipelines.encode_plan import encode_job
 from pipelines.recipe_options import Arguments
 from pipelines.recipes import RECIPES
 from pipelines.train_checks import check_training
 from pipelines.train_initial import check_initial
 from pipelines.train_plan import check_memory, plan_training
 
-PUBLISHED = {  # parameters, tokens of the main bucket
+PUBLISHED = {  # parameters, tokens of the published model's size
     "image-b": (0.13e9, 256),
     "image-xl": (0.675e9, 256),
     "mmdit-2b": (2.03e9, 1024),
@@ -32,6 +34,7 @@ PUBLISHED = {  # parameters, tokens of the main bucket
     "video-14b": (14e9, 37440),
     "video-30b": (30e9, 75600),
 }
+BUCKETS = {"video-1b": "480x832x81", "video-14b": "480x832x93"}  # of theirs that are not ours
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -46,14 +49,31 @@ def test_every_recipe_is_planned_without_a_store(name):
     if name in PUBLISHED:
         parameters, tokens = PUBLISHED[name]
         assert plan.step.weights.total == pytest.approx(parameters, rel=0.15)
-        assert main.tokens == tokens
+        assert main.tokens == pytest.approx(tokens, rel=0.02)
+        theirs = Arguments(name, overrides=_buckets(BUCKETS.get(name))).resolve()
+        assert plan_training(theirs, declared_space(theirs)).step.samples[0].tokens == tokens
         assert plan.on is not None
         assert fits(plan.step, plan.on)
         check_memory(plan, recipe.train.heads)
 
 
+def _buckets(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (f"train.buckets=[{name}]",)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_a_recipe_trains_on_is_what_it_encodes(name):
+    """By the autoencoder that it expects."""
+    recipe = RECIPES[name]()
+    expected, pixels = recipe.autoencoder, recipe.autoencoder.source == "identity"
+    shrinks = (1, None) if pixels else (expected.downsampling, expected.temporal_downsampling)
+    facts = AutoencoderFacts("digest", *shrinks, None, None)
+    made = {bucket.name for bucket in encode_job(recipe, facts).geometry.buckets()}
+    assert set(declared_space(recipe).latents) <= made
+
+
 def test_a_dry_run_prints_the_plan(ldm, tmp_path):
-    result = ldm("train", "video-14b", "--dry-run")
+    result = ldm("train", "video-14b", "--dry-run", "--set", "train.buckets=[480x832x93]")
     assert result.exit_code == 0, result.output
     text = result.stdout
     assert "13,976 M of a dit: 2 text_blocks 629 M, 28 blocks 13,215 M" in text
@@ -64,7 +84,7 @@ def test_a_dry_run_prints_the_plan(ldm, tmp_path):
     for _, seconds, per_second, share in rates:
         assert float(seconds) * float(per_second) == pytest.approx(128, rel=0.01)
         assert 5 <= int(share) <= 40
-    assert "next     run          ldm encode video-14b\n" in text
+    assert re.search(r"^  next     run          ldm encode video-14b --set ", text, re.M)
     assert text.splitlines()[-1].startswith("train: would run once there is a store at ")
     assert files_under(tmp_path) == {}
 

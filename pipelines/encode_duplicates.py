@@ -1,0 +1,59 @@
+"""Files of one data set that are the same, or look it: told after an encode, and listed in full."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ldm_core.files import exists, join, write_bytes
+from ldm_core.latents.store import StoreVersion
+
+FILE = "duplicates.jsonl"  # beside the store's card, of the newest version
+
+Groups = list[list[str]]
+
+
+def report_duplicates(version: StoreVersion) -> int:
+    """Tell of files with the same bytes, and of pictures that look alike, and list them all in the
+    store's `FILE`; returns how many files repeat another's bytes.
+
+    Its lines are groups, the largest first: {"same": "bytes", "files": [...]} of equal bytes, and
+    {"same": "dHash", "files": [...]} of equal difference hashes but not all of equal bytes.
+    """
+    columns = ["source_id", "part", "source_sha256", "perceptual_hash"]
+    rows = [row for row in version.table("samples", columns).to_pylist() if row["part"] == 0]
+    same, alike = _groups(rows, "source_sha256"), _groups(rows, "perceptual_hash")
+    bytes_of = {row["source_id"]: row["source_sha256"] for row in rows}
+    only_alike = [files for files in alike if len({bytes_of[file] for file in files}) > 1]
+    uri = join(version.store.uri, FILE)
+    if same or only_alike or exists(uri):  # one of an earlier version would be wrong
+        write_bytes(uri, (_lines("bytes", same) + _lines("dHash", only_alike)).encode())
+    repeats = _repeats(same)
+    if alike:  # as all do that repeat the bytes
+        most = (same or alike)[0]
+        print(
+            f"[encode] {repeats} files repeat the bytes of another, {_repeats(alike)} look like "
+            f"another by dHash; most often, {len(most)} times: {', '.join(most[:3])}; all are in "
+            f"{uri}",
+            flush=True,
+        )
+    return repeats
+
+
+def _groups(rows: Iterable[Mapping[str, Any]], key: str) -> Groups:
+    """Files with one value, of values that several have; the largest group first."""
+    files: defaultdict[Any, list[str]] = defaultdict(list)
+    for row in rows:
+        files[row[key]].append(row["source_id"])
+    return sorted(
+        (sorted(some) for some in files.values() if len(some) > 1),
+        key=lambda some: (-len(some), some),
+    )
+
+
+def _repeats(groups: Groups) -> int:
+    return sum(len(files) - 1 for files in groups)
+
+
+def _lines(same: str, groups: Groups) -> str:
+    return "".join(json.dumps({"same": same, "files": files}) + "\n" for files in groups)
