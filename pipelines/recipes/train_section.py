@@ -255,6 +255,16 @@ class TrainSection(TrainingSection):
         if self.heads % self.layout.context:
             raise ValueError(
                 f"heads {self.heads} do not divide among layout.context {self.layout.context}: "
+    @model_validator(mode="after")
+    def _eight_bits(self) -> "TrainSection":
+        """Refuse here what every worker would."""
+        if self.float8 and not self.workers.gpus:
+            raise ValueError(
+                "float8 is for GPUs of compute capability 8.9 or more, but workers.gpus is 0: set "
+                "workers.gpus=1, or leave float8 out"
+            )
+        return self
+
                 f"choose a divisor of {self.heads}"
             )
         plain = type(self).model_fields

@@ -35,7 +35,6 @@ DECIDING = {
     "ema_lengths": (0.05,),
     "spike_factor": 4.0,
     "validation_samples": 8,
-    "float8": True,
     "mlp_ratio": 4.0,
     "buckets": ("64x64x1",),
     "mix": ({"uri": "s3://b/more"},),
@@ -59,6 +58,31 @@ def test_what_decides(name):
 
 
 def test_patience_decides_and_with_it_where_losses_are_known():
+@pytest.mark.parametrize("name", RECIPES)
+def test_any_shipped_recipe_goes_on_with_fewer_workers(name):
+    plain = RECIPES[name]().train
+    assert plain.parts == plain.micro_batches
+    values = {field: getattr(plain, field) for field in TrainSection.model_fields}
+    group = plain.layout.shard * plain.layout.context
+    for count in {plain.workers.count // 2, 1}:
+        fewer = plain.workers.model_copy(update={"count": count})
+        layout = plain.layout if count % group == 0 else LayoutSection()
+        assert TrainSection(**{**values, "workers": fewer, "layout": layout}).deciding() == (
+            plain.deciding()
+        )
+
+
+def test_without_micro_batches_other_workers_are_another_training():
+    assert section(workers={"count": 4}).deciding() != section(workers={"count": 2}).deciding()
+
+
+def test_float8_is_of_gpus_and_decides():
+    with pytest.raises(ValidationError, match=r"workers\.gpus is 0: set workers\.gpus=1"):
+        section(float8=True)
+    gpus = {"count": 2, "gpus": 1}
+    assert section(float8=True, workers=gpus).deciding() != section(workers=gpus).deciding()
+
+
     patient = section(validation_samples=8, patience=2).deciding()
     assert patient != section(validation_samples=8).deciding()
     assert patient != section(validation_samples=8, patience=3).deciding()
