@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ldm_core.files import exists, join, read_json, remove, write_json
+from ldm_core.files import exists, filesystem, join, read_json, remove, write_json
 from pipelines.credentials import masked
 from pipelines.progress import Progress
 from pipelines.ray_address import check_cluster
@@ -105,6 +106,30 @@ def run_stage(
     product: str,
     sections: Mapping[str, Any],
     inputs: Mapping[str, str],
+def other_checkpoints(recipe: Recipe, product: str, digest: str) -> list[str]:
+    """Names of the checkpoints of the same product under other digests, if it has none under this
+    one: settings or inputs that decide the result have changed since.
+    """
+    folder, mine = checkpoint_place(recipe, product, digest)
+    fs, path = filesystem(folder)
+    if not fs.exists(path):
+        return []
+    names = sorted(each.rstrip("/").rpartition("/")[2] for each in fs.ls(path, detail=False))
+    kind = re.compile(re.escape(mine.removesuffix(digest)) + "[0-9a-f]{16}")
+    return [] if mine in names else [name for name in names if kind.fullmatch(name)]
+
+
+def _tell_others(recipe: Recipe, stage: str, product: str, digest: str) -> None:
+    """Say that nothing is gone on with, to a user who may have meant to."""
+    if others := other_checkpoints(recipe, product, digest):
+        folder, _ = checkpoint_place(recipe, product, digest)
+        print(
+            f"[{stage}] begins anew: what is in {folder} ({', '.join(others)}) was made with other "
+            "settings or inputs; with those it would be gone on with, and nobody else removes it",
+            flush=True,
+        )
+
+
     work: Callable[[Context], dict[str, Any]],
     options: Options,
 ) -> Record | None:
@@ -147,6 +172,7 @@ def run_stage(
         if record is not None and record.digest == digest:
             forget_record(product)  # made again by force: a kill is gone on from without it
         run.tags({f"input.{name}": value for name, value in inputs.items()})
+    _tell_others(recipe, stage, product, digest)
         summary = work(Context(recipe, stage, run, digest, product, inputs, options))
         earlier = summary.get(EARLIER_SECONDS, 0.0)
         seconds = earlier + time.monotonic() - start

@@ -39,6 +39,7 @@ def image_b() -> Recipe:
             heads=12,
             steps=400_000,
             batch_size=256,
+            micro_batches=8,  # also on fewer workers
             learning_rate=4e-4,
             warmup_steps=2000,
             decay_fraction=0.2,
