@@ -46,7 +46,8 @@ def image_b() -> Recipe:
             ema_decay=0.9999,
             ema_lengths=(0.05, 0.10),
             spike_factor=5.0,
-            validation_samples=64,  # on a CPU: more is for an own GPU, train.validation_gpus=1
+            validation_samples=64,
+            validation_gpus=1,  # besides the workers': a CPU would fall behind
             validate_every=5000,
             sample_every=10_000,
             checkpoint_every=2000,

@@ -52,6 +52,17 @@ def test_every_recipe_is_planned_without_a_store(name):
         check_memory(plan, recipe.train.heads)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_cpu_validates_what_gpus_train(name):
+    """And a GPU that does has room for the weights, which it holds in float32."""
+    recipe = RECIPES[name]()
+    plan = plan_training(recipe, declared_space(recipe))
+    assert plan.on is not None
+    fit_in_one = 4 * plan.step.weights.total < plan.on.usable_bytes
+    assert bool(recipe.train.validation_samples) == fit_in_one
+    assert recipe.train.validation_gpus == (1 if fit_in_one else 0)
+
+
 def test_a_dry_run_prints_the_plan(ldm, tmp_path):
     result = ldm("train", "video-14b", "--dry-run")
     assert result.exit_code == 0, result.output
