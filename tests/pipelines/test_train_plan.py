@@ -80,6 +80,16 @@ def test_a_dry_run_prints_the_plan(ldm, tmp_path):
     assert files_under(tmp_path) == {}
 
 
+def test_the_plan_tells_what_snapshots_take(ldm):
+    text = ldm("train", "image-b", "--dry-run").stdout
+    weights = float(re.search(r"parameters +([\d.]+) M of a dit", text)[1]) * 1e6
+    told = re.search(r"snapshots +100 of 2 averages in all, every 8,000 steps: ([\d.]+) GB", text)
+    assert float(told[1]) == pytest.approx(100 * 4 * weights / 1e9, rel=0.01)
+    seldom = ldm("train", "image-b", "--dry-run", "--set", "train.snapshot_every=40000").stdout
+    assert "snapshots    20 of 2 averages in all, every 40,000 steps" in seldom
+    assert "snapshots" not in ldm("train", "image-s", "--dry-run").stdout
+
+
 def test_an_accelerator_for_a_recipe_of_cpus(ldm):
     without = ldm("train", "image-s", "--dry-run").stdout
     assert "is predicted for accelerators: --accelerator H100-80" in without
