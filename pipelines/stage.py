@@ -81,6 +81,12 @@ def read_record(product: str) -> Record | None:
     return Record.model_validate(read_json(uri)) if exists(uri) else None
 
 
+def up_to_date(product: str, digest: str, options: Options) -> bool:
+    """Whether the product already is what a stage of this digest makes."""
+    record = read_record(product)
+    return record is not None and record.digest == digest and not options.force
+
+
 def forget_record(product: str) -> None:
     """What a stage does first when it begins to write its product.
 
@@ -100,12 +106,6 @@ def checkpoint_place(recipe: Recipe, product: str, digest: str) -> tuple[str, st
     return join(recipe.root, "checkpoints"), f"{product.rsplit('/', 1)[-1]}-{digest}"
 
 
-def run_stage(
-    recipe: Recipe,
-    stage: str,
-    product: str,
-    sections: Mapping[str, Any],
-    inputs: Mapping[str, str],
 def other_checkpoints(recipe: Recipe, product: str, digest: str) -> list[str]:
     """Names of the checkpoints of the same product under other digests, if it has none under this
     one: settings or inputs that decide the result have changed since.
@@ -130,6 +130,12 @@ def _tell_others(recipe: Recipe, stage: str, product: str, digest: str) -> None:
         )
 
 
+def run_stage(
+    recipe: Recipe,
+    stage: str,
+    product: str,
+    sections: Mapping[str, Any],
+    inputs: Mapping[str, str],
     work: Callable[[Context], dict[str, Any]],
     options: Options,
 ) -> Record | None:
@@ -166,13 +172,13 @@ def _tell_others(recipe: Recipe, stage: str, product: str, digest: str) -> None:
     if fresh:
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
+    _tell_others(recipe, stage, product, digest)
     check_cluster()  # now: a run that is opened for nothing stays as a failed one
     start = time.monotonic()
     with track(recipe, stage, digest, product) as run:
         if record is not None and record.digest == digest:
             forget_record(product)  # made again by force: a kill is gone on from without it
         run.tags({f"input.{name}": value for name, value in inputs.items()})
-    _tell_others(recipe, stage, product, digest)
         summary = work(Context(recipe, stage, run, digest, product, inputs, options))
         earlier = summary.get(EARLIER_SECONDS, 0.0)
         seconds = earlier + time.monotonic() - start

@@ -26,12 +26,10 @@ def check_training(
 
     Raises:
         UserError: a store holds other sizes or videos of another kind than the transformer takes;
-            further stores or the initial model have other encoders, or that has another shape;
-            the autoencoder that made the latents is gone, or another one by now.
+            further stores or the initial model have other encoders, or that has another shape.
     """
     check_buckets(recipe, version)
     check_named_once([version, *mix])
-    check_autoencoder(version)
     for other in mix:
         check_same_encoders(version, other)
     plan = plan_training(recipe, mixed_space([version, *mix]))
