@@ -26,7 +26,7 @@ from ldm_core.backbones.diffusers_layout import to_diffusers
 from ldm_core.backbones.diffusers_weights import class_dit_from, mmdit_from_flux, mmdit_from_sd3
 from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
 from ldm_core.errors import UserError
-from ldm_core.files import exists, is_remote, join, read_json, upload_folder
+from ldm_core.files import absolute, exists, is_remote, join, read_json, upload_folder
 from ldm_core.model_directory import ModelConfig, load_model, save_model
 from ldm_core.training.checkpoint_folder import Checkpoint
 from ldm_core.training.checkpoint_state import AVERAGE, MODEL
@@ -97,7 +97,7 @@ def save_diffusers(config: BaseModel, weights: Mapping[str, Tensor], uri: str) -
     """
     model = to_diffusers(_check_diffusers(config), weights)
     if not is_remote(uri):
-        model.save_pretrained(uri)
+        model.save_pretrained(absolute(uri))
     else:
         with tempfile.TemporaryDirectory(prefix="ldm-") as folder:
             model.save_pretrained(folder)

@@ -207,13 +207,12 @@ class DenoiserTraining:
 
     def keep(self, done: int) -> None:
         """Save what training can go on from, if it is time to."""
+        self.snapshots.keep(done, self.last)
         now = due(done, self.section.checkpoint_every, self.last)  # and if writing the model fails
         if not now and not self.watch.says_save():
             return
         self.resuming.save(done, self.ending.facts(done))
-        if now:
-            self.snapshots.save(done)
-        elif self.watch.warned:  # else it is written while training goes on
+        if not now and self.watch.warned:  # else it is written while training goes on
             self.resuming.wait()
         self.ending.keep(done)  # last: a machine that is about to go waits for no validation
 

@@ -86,9 +86,10 @@ def _write_diffusers(model: Model, out: str) -> list[str]:
     kind = save_diffusers(model.config.backbone, model.weights, out)
     write_bytes(join(out, "README.md"), _diffusers_card(model, kind).encode())
     load = "diffusers reads a local copy of it" if is_remote(out) else "in Python"
+    path = out.removeprefix("file://")  # diffusers knows no URIs
     return [
         f"{out}: {kind} of model {model.digest}; its README.md says how it was trained",
-        f"{load}: diffusers.{kind}.from_pretrained({out!r})",
+        f"{load}: diffusers.{kind}.from_pretrained({path!r})",
         f"next: ldm train … --set train.initial={out} goes on training it",
     ]
 

@@ -119,6 +119,8 @@ def fit(
     """
     start(context.options.verbose)
     remedy = f"lower {context.stage}.workers.count, .cpus or .gpus"
+    if gpus_beside:
+        remedy += f", or {context.stage}.validation_gpus, beside them"
     needed = least or workers.count
     gpus = needed * workers.gpus + gpus_beside
     check_room(context.stage, needed * workers.cpus, gpus, remedy)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ldm_core.files import exists, join, read_json, remove, write_json
+from ldm_core.files import exists, filesystem, join, read_json, remove, write_json
 from pipelines.credentials import masked
 from pipelines.progress import Progress
 from pipelines.ray_address import check_cluster
@@ -80,6 +81,12 @@ def read_record(product: str) -> Record | None:
     return Record.model_validate(read_json(uri)) if exists(uri) else None
 
 
+def up_to_date(product: str, digest: str, options: Options) -> bool:
+    """Whether the product already is what a stage of this digest makes."""
+    record = read_record(product)
+    return record is not None and record.digest == digest and not options.force
+
+
 def forget_record(product: str) -> None:
     """What a stage does first when it begins to write its product.
 
@@ -97,6 +104,30 @@ def say_verdict(stage: str, verdict: str) -> None:
 def checkpoint_place(recipe: Recipe, product: str, digest: str) -> tuple[str, str]:
     """Folder and name of a stage's checkpoints, which outlive everything but its record."""
     return join(recipe.root, "checkpoints"), f"{product.rsplit('/', 1)[-1]}-{digest}"
+
+
+def other_checkpoints(recipe: Recipe, product: str, digest: str) -> list[str]:
+    """Names of the checkpoints of the same product under other digests, if it has none under this
+    one: settings or inputs that decide the result have changed since.
+    """
+    folder, mine = checkpoint_place(recipe, product, digest)
+    fs, path = filesystem(folder)
+    if not fs.exists(path):
+        return []
+    names = sorted(each.rstrip("/").rpartition("/")[2] for each in fs.ls(path, detail=False))
+    kind = re.compile(re.escape(mine.removesuffix(digest)) + "[0-9a-f]{16}")
+    return [] if mine in names else [name for name in names if kind.fullmatch(name)]
+
+
+def _tell_others(recipe: Recipe, stage: str, product: str, digest: str) -> None:
+    """Say that nothing is gone on with, to a user who may have meant to."""
+    if others := other_checkpoints(recipe, product, digest):
+        folder, _ = checkpoint_place(recipe, product, digest)
+        print(
+            f"[{stage}] begins anew: what is in {folder} ({', '.join(others)}) was made with other "
+            "settings or inputs; with those it would be gone on with, and nobody else removes it",
+            flush=True,
+        )
 
 
 def run_stage(
@@ -141,6 +172,7 @@ def run_stage(
     if fresh:
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
+    _tell_others(recipe, stage, product, digest)
     check_cluster()  # now: a run that is opened for nothing stays as a failed one
     start = time.monotonic()
     with track(recipe, stage, digest, product) as run:

@@ -27,14 +27,12 @@ def check_training(
     Raises:
         UserError: a store holds other sizes or videos of another kind than the transformer takes;
             further stores or the initial model have other encoders, or that has another shape, or
-            lies where the training writes its own; the autoencoder that made the latents is gone,
-            or another one by now.
+            lies where the training writes its own.
     """
     if recipe.train.initial:
         check_not_overwritten(recipe.train.initial, recipe.product("teacher"))
     check_buckets(recipe, version)
     check_named_once([version, *mix])
-    check_autoencoder(version)
     for other in mix:
         check_same_encoders(version, other)
     plan = plan_training(recipe, mixed_space([version, *mix]))

@@ -19,13 +19,24 @@ from pipelines.lineage import tell_parents
 from pipelines.promotion import CHAMPION, Score, copy_beside, decide, save_champion
 from pipelines.ray_training import fit
 from pipelines.recipes.schema import Recipe
-from pipelines.stage import Context, Options, Record, run_stage, say_verdict
+from pipelines.stage import (
+    Context,
+    Options,
+    Record,
+    read_record,
+    run_stage,
+    say_verdict,
+    stage_digest,
+    up_to_date,
+)
 from pipelines.tracking import Run, register_model
-from pipelines.train_checks import check_training
+from pipelines.train_checks import check_autoencoder, check_training
 from pipelines.train_inputs import InitialModel, initial_model, input_digests, pinned
 from pipelines.train_plan import check_memory, plan_training
 from pipelines.train_plan_table import print_plan
 from pipelines.training_data import find_data
+
+INITIAL_LOOK = "initial_look"  # in the summary: of the initial model's files
 
 
 def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
@@ -33,7 +44,8 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
 
     Raises:
         UserError: no published version, one of another size, other encoders than the initial
-            model's, or a transformer or layout that does not fit: see `check_training`.
+            model's, or a transformer or layout that does not fit: see `check_training`; or there is
+            something to train, and the autoencoder that made the latents is gone or another one.
     """
     asked, recipe = recipe, recipe.located()
     store = LatentStore(recipe.product("latents"))
@@ -50,7 +62,9 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     if options.dry_run:
         print_plan(plan, section, command(asked, "train"))
     check_memory(plan, section.heads)
-    initial = initial_model(section.initial) if section.initial else None
+    product = recipe.product("teacher")
+    initial = initial_model(section.initial, _known(product)) if section.initial else None
+    inputs = input_digests(version, mix, initial)
 
     def work(context: Context) -> dict[str, Any]:
         manifest = version.manifest
@@ -76,7 +90,8 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
         if ended := summary.get("ended"):
             print(f"[train] ended after {summary['steps']} steps: {ended}", flush=True)
         number = _register(context, name, summary)
-        return {**summary, "registered": f"models:/{name}/{number}"}
+        looked = {INITIAL_LOOK: initial.look} if initial else {}
+        return {**summary, **looked, "registered": f"models:/{name}/{number}"}
 
     sections = {
         "format": FORMAT,  # a former one's product and checkpoints are of another network
@@ -84,15 +99,19 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
-    return run_stage(
-        recipe,
-        "train",
-        recipe.product("teacher"),
-        sections,
-        input_digests(version, mix, initial),
-        work,
-        options,
-    )
+    if not up_to_date(product, stage_digest(sections, inputs), options):
+        check_autoencoder(version)  # which it reads, perhaps out of a bucket
+    return run_stage(recipe, "train", product, sections, inputs, work, options)
+
+
+def _known(product: str) -> dict[str, str]:
+    """The digest of the initial model that the product was trained from, by the look of its files:
+    to ask whether a training is up to date no weights are read.
+    """
+    record = read_record(product)
+    if record is None or "initial" not in record.inputs:
+        return {}
+    return {record.summary.get(INITIAL_LOOK, ""): record.inputs["initial"]}
 
 
 def _register(context: Context, name: str, summary: Mapping[str, Any]) -> str:

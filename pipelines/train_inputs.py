@@ -7,12 +7,20 @@ that begin again are to read what those before them did.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ldm_core.errors import UserError
-from ldm_core.files import exists, folder_digest, join, local_copy, read_bytes, read_json
+from ldm_core.files import (
+    exists,
+    filesystem,
+    folder_digest,
+    join,
+    local_copy,
+    read_bytes,
+    read_json,
+)
 from ldm_core.latents.manifest import LatentStatistics
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.model_directory import WEIGHTS, ModelConfig, model_digest, read_config
@@ -29,11 +37,13 @@ class InitialModel:
         config: of a model directory; None of a diffusers transformer, which says nothing of the
             latents it was trained on: there the stores' statistics normalise them, which are those
             of the same autoencoder, and close to what it is used to as far as the data is.
+        look: of its files, as `look_of` sees them.
     """
 
     uri: str
     digest: str
     config: ModelConfig | None
+    look: str = field(default="", compare=False)
 
     @property
     def run(self) -> str | None:
@@ -76,19 +86,40 @@ def input_digests(
     return {"latents": version.manifest.content[:16], **stores, **model}
 
 
-def initial_model(uri: str) -> InitialModel:
-    """Look at a model directory or a diffusers transformer; reads the weights.
+def initial_model(uri: str, known: Mapping[str, str] = {}) -> InitialModel:
+    """Look at a model directory or a diffusers transformer; reads the weights, unless they are
+    known.
+
+    Args:
+        uri: of its folder.
+        known: digests of models, by the look of their files.
 
     Raises:
         UserError: no model, or half of one.
     """
-    if diffusers_config(uri):
+    diffusers, look = diffusers_config(uri), look_of(uri)
+    config = None if diffusers else read_config(uri)
+    digest = known.get(look) or _weights_digest(uri, config)
+    return InitialModel(uri, digest, config, look)
+
+
+def _weights_digest(uri: str, config: ModelConfig | None) -> str:
+    if config is None:
         with local_copy(uri) as folder:
-            return InitialModel(uri, transformer_digest(folder), None)
-    config = read_config(uri)
+            return transformer_digest(folder)
     if not exists(join(uri, WEIGHTS)):
         raise UserError(f"{uri}/{WEIGHTS} is missing; copy the model directory as a whole")
-    return InitialModel(uri, model_digest(config, read_bytes(join(uri, WEIGHTS))), config)
+    return model_digest(config, read_bytes(join(uri, WEIGHTS)))
+
+
+def look_of(uri: str) -> str:
+    """16 hex digits of what a storage lists of a folder's files: names, sizes, ETags, when they
+    were written. Where it is the same, so is the content.
+    """
+    fs, path = filesystem(uri)
+    files = fs.find(path, detail=True)
+    listed = {name: sorted((key, str(it)) for key, it in files[name].items()) for name in files}
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def initial_statistics(uri: str | None) -> LatentStatistics | None:

@@ -49,6 +49,13 @@ def _lines(step: Step, section: TrainSection) -> Iterator[tuple[str, str]]:
         f"checkpointing {step.checkpointing}, {step.optimizer}, averages {step.averages}, "
         f"{'bfloat16 on float32 weights' if step.compute_bytes == 2 else 'float32'}",
     )
+    if section.snapshots:
+        size = 4 * section.snapshots * step.trained / 1e9
+        yield (
+            "snapshots",
+            f"{section.snapshots:,} of {len(section.ema_lengths)} averages in all, every "
+            f"{section.snapshot_steps:,} steps: {size:,.3g} GB, which stay (train.snapshot_every)",
+        )
 
 
 def _millions(count: int) -> str:

@@ -69,7 +69,8 @@ class Figures:
         """The figures since the last time, after `done` steps; all workers call this together."""
         own = self._own.to(self.parallel.device)
         sums = torch.cat([own, self.by_time.sums.flatten()])
-        layout, checksum = self.parallel.layout, self._checksum.to(self.parallel.device)
+        layout = self.parallel.layout
+        checksum = self._checksum.to(self.parallel.device, copy=True)  # the original starts anew
         if layout.world > 1:
             dist.all_reduce(sums)
             dist.all_reduce(checksum)

@@ -21,7 +21,7 @@ from ldm_core.training.checkpoint_state import Average, TrainingState
 from ldm_core.training.checkpoints import Checkpoints, SaveFailed
 from ldm_core.training.power_ema import PowerEma
 from ldm_core.training.step import TrainingStep
-from pipelines.ray_training import Job
+from pipelines.ray_training import Job, due
 from pipelines.teacher_places import snapshots_place
 from pipelines.tracking import Run
 
@@ -132,8 +132,9 @@ def _tell(line: str) -> None:
 
 
 class Snapshots:
-    """Power-function averages as they were at each checkpoint, all of which stay: averages of any
-    other width can be made of them afterwards (`ldm_core.training.checkpoint_snapshots`).
+    """Power-function averages as they were every `train.snapshot_every` steps, all of which stay:
+    averages of any other width can be made of them afterwards
+    (`ldm_core.training.checkpoint_snapshots`).
 
     They lie beside the product, in a folder of the run's own, and outlive its checkpoints.
     """
@@ -141,6 +142,7 @@ class Snapshots:
     def __init__(
         self, job: Job, averages: Mapping[str, Any], architecture: Mapping[str, Any]
     ) -> None:
+        self.every = job.recipe.train.snapshot_steps
         self.powers = {n: each for n, each in averages.items() if isinstance(each, PowerEma)}
         self.checkpoints = Checkpoints(
             snapshots_place(job.product, job.checkpoints.rpartition("/")[2]),
@@ -158,9 +160,9 @@ class Snapshots:
         if self.powers and not first and self.checkpoints.ranks.rank == 0:
             patiently(lambda: remove(self.checkpoints.root))
 
-    def save(self, done: int) -> None:
-        """Keep the averages after `done` steps; nothing if the recipe has none."""
-        if self.powers:
+    def keep(self, done: int, last: int) -> None:
+        """Keep the averages after `done` of `last` steps, if it is time to and there are some."""
+        if self.powers and due(done, self.every, last):
             self.checkpoints.save(done, *snapshot(self.powers))
 
     def wait(self) -> None:

@@ -63,8 +63,15 @@ def newest(
     return None
 
 
-def sound(root: str, told: Callable[[str], None] = warnings.warn) -> Iterator[Checkpoint]:
+def sound(
+    root: str, told: Callable[[str], None] = warnings.warn, hashes: bool = True
+) -> Iterator[Checkpoint]:
     """All sound checkpoints at `root`, newest first; damaged ones are told of.
+
+    Args:
+        root: folder or prefix.
+        told: is given one line for each damaged checkpoint.
+        hashes: whether files are read; sizes are compared in any case.
 
     Raises:
         UserError: one in another format.
@@ -72,7 +79,7 @@ def sound(root: str, told: Callable[[str], None] = warnings.warn) -> Iterator[Ch
     for folder, sizes in patiently(lambda: listing(root)).items():
         if MANIFEST in sizes:
             try:
-                yield _verified(join(root, folder), sizes, None, Ranks(), hashes=True)
+                yield _verified(join(root, folder), sizes, None, Ranks(), hashes)
             except Damaged as error:
                 told(f"checkpoint {join(root, folder)} is damaged: {error}")
 

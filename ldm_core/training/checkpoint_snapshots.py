@@ -65,6 +65,8 @@ class Snapshot:
 def snapshots_at(root: str, told: Callable[[str], None] = warnings.warn) -> list[Snapshot]:
     """All averages that were kept there, the newest first.
 
+    Files are known by their sizes alone: they may be terabytes, which to hash is to read twice.
+
     Args:
         root: of the snapshots; damaged ones are told of and left out.
         told: is given one line for each damaged snapshot.
@@ -74,7 +76,7 @@ def snapshots_at(root: str, told: Callable[[str], None] = warnings.warn) -> list
     """
     kept = [
         Snapshot(checkpoint, title, float(time), float(exponent))
-        for checkpoint in sound(root, told)
+        for checkpoint in sound(root, told, hashes=False)
         for title, (time, exponent) in checkpoint.state["profiles"].items()
         if time
     ]
@@ -114,11 +116,14 @@ def average_of(kept: Sequence[Snapshot], std: float) -> tuple[dict[str, Tensor],
     time = float(times[latest])
     shares = snapshot_shares(times, exponents, time, wanted)
     total: dict[str, Tensor] = {}
-    for share, each in zip(shares.tolist(), kept, strict=True):
+    last: dict[str, Tensor] = {}  # what is averaged is there as a dtype alone
+    for k, (share, each) in enumerate(zip(shares.tolist(), kept, strict=True)):
         for name, value in each.weights().items():
-            if value.is_floating_point():
+            floating = value.is_floating_point()
+            if k == latest:
+                last[name] = value.new_empty(0) if floating else value
+            if floating:
                 term = share * value.double()
                 total[name] = total[name] + term if name in total else term
-    last = kept[latest].weights()
     weights = {name: total[name].to(w.dtype) if name in total else w for name, w in last.items()}
     return weights, profile_error(times, exponents, shares, time, wanted)

@@ -39,13 +39,15 @@ def image_b() -> Recipe:
             heads=12,
             steps=400_000,
             batch_size=256,
+            micro_batches=8,  # also on fewer workers
             learning_rate=4e-4,
             warmup_steps=2000,
             decay_fraction=0.2,
             ema_decay=0.9999,
             ema_lengths=(0.05, 0.10),
             spike_factor=5.0,
-            validation_samples=64,  # on a CPU: more is for an own GPU, train.validation_gpus=1
+            validation_samples=64,
+            validation_gpus=1,  # besides the workers': a CPU would fall behind
             validate_every=5000,
             sample_every=10_000,
             checkpoint_every=2000,

@@ -24,12 +24,14 @@ _HOW = {
 }
 _KEPT = {
     "keep_checkpoints",
+    "snapshot_every",
     "validation_gpus",
     "accelerator",
     "worker_hour_price",
     "promote",
     "system_metrics",
 }
+SNAPSHOTS = 50  # of each average, unless the recipe says how often: all of them stay
 # Names of what is read: the digests of what they mean are the stage's inputs.
 _NAMES = {"store_version", "mix", "initial"}
 
@@ -117,6 +119,8 @@ class TrainSection(TrainingSection):
         ema_decay: of the averaged weights that are the model.
         ema_decays: of further averages.
         ema_lengths: relative widths of power-function averages, of which snapshots are kept.
+        snapshot_every: steps between these, all of which stay; None is at checkpoints, so many of
+            them between two that there are 50 at most.
         spike_factor: a step whose gradient is so many times the usual is skipped; None is never.
         validation_samples: at most so many are held out, all of a file or none, for a loss at fixed
             noise every `validate_every` steps; `mix` leaves out the same files.
@@ -170,6 +174,7 @@ class TrainSection(TrainingSection):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     ema_decays: tuple[Decay, ...] = ()
     ema_lengths: tuple[Annotated[float, Field(gt=0, lt=0.288)], ...] = ()
+    snapshot_every: int | None = Field(None, ge=1)
     validation_samples: int = Field(0, ge=0)
     validate_every: int = Field(400, ge=1)
     patience: int | None = Field(None, ge=1)
@@ -210,6 +215,17 @@ class TrainSection(TrainingSection):
         """Micro-batches of a step."""
         return self.micro_batches or self.lanes
 
+    @property
+    def snapshot_steps(self) -> int:
+        """Steps between two snapshots."""
+        kept = math.ceil(self.steps / (SNAPSHOTS * self.checkpoint_every))
+        return self.snapshot_every or kept * self.checkpoint_every
+
+    @property
+    def snapshots(self) -> int:
+        """How many there are in the end, of all averages."""
+        return math.ceil(self.steps / self.snapshot_steps) * len(self.ema_lengths)
+
     @model_validator(mode="after")
     def _shares(self) -> "TrainSection":
         """Every part of a batch has as many samples: their gradients are averaged as equals."""
@@ -242,6 +258,16 @@ class TrainSection(TrainingSection):
             raise ValueError(
                 f"float8 with lora_rank {self.lora_rank}: float8 is of plain linear layers, which "
                 "adapted ones are not; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _eight_bits(self) -> "TrainSection":
+        """Refuse here what every worker would."""
+        if self.float8 and not self.workers.gpus:
+            raise ValueError(
+                "float8 is for GPUs of compute capability 8.9 or more, but workers.gpus is 0: set "
+                "workers.gpus=1, or leave float8 out"
             )
         return self
 

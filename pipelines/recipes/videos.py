@@ -82,6 +82,10 @@ def video_30b() -> Recipe:
         "micro_batches": 256,
         "workers": gpus(512),
         "layout": LayoutSection(shard=256, context=2),
+        # whoever validates has the weights in float32, 121 GB: more than one GPU of 80
+        "validation_samples": 0,
+        "validation_gpus": 0,
+        "sample_every": 400_000,
     }
     clips = EncodeSection(workers=gpus(128), max_aspect=2.0, fps=16.0, frames=81)
     return derived(video_14b(), "video-30b", train, size=960, encode=clips)

@@ -4,11 +4,13 @@
 
 On one store of latents 3 x 16 x 16 and captions of 8 to 40 tokens, in one process, on all cores and
 in one dtype. The three take turns of some steps, so that a noisy machine is noisy for all of them:
-  ours    the worker of `ldm train`: reader, prefetch, draws, Muon, averages, figures;
+  ours    the worker of `ldm train`: reader, prefetch, draws, Muon, averages, figures, and the
+          checkpoints of the demo's recipe, which are copied in a step and written meanwhile; of
+          the wider network, which is no recipe's, five times as often;
   bare    the same network, loss and optimisers on one batch that is already there;
   plain   a training script as many are: torch.save'd latents and embeddings padded to 128 tokens, a
           DataLoader, AdamW, and diffusers' PixArt transformer of about as many parameters.
-Rates are samples a second by the clock.
+Rates are samples a second by the clock. Of the demo's network the reader's own rate is told, too.
 """
 
 import argparse
@@ -20,14 +22,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from bench_reader import make_store
+from bench_reader import MIB, make_store, rate, stream
 from diffusers import PixArtTransformer2DModel
 from torch.utils.data import DataLoader, Dataset
 
 from ldm_core.latents.store import StoreVersion
 from ldm_core.training.layout import Layout
 from ldm_core.training.step import autocast, compute_dtype
-from pipelines import denoiser_worker
+from pipelines import denoiser_worker, training_state
 from pipelines.denoiser_network import new_update, rate_at
 from pipelines.denoiser_worker import DenoiserTraining
 from pipelines.recipes import RECIPES
@@ -36,6 +38,7 @@ from pipelines.training_data import TrainingData, find_data
 
 CPU = torch.device("cpu")
 SHAPE, TOKENS = (3, 16, 16), 128
+SMALLEST = (96, 4)  # width and depth of image-s
 
 
 def our_training(
@@ -44,20 +47,24 @@ def our_training(
     """The demo's recipe, of one worker; it tells nobody anything."""
     width, depth, batch = size
     recipe = RECIPES["image-s"]()
+    often = 1 if (width, depth) == SMALLEST else 5
     section = recipe.train.model_copy(
         update={
             "width": width, "depth": depth, "heads": width // 24, "batch_size": batch,
             "micro_batches": 1, "workers": Workers(count=1), "steps": 10**6,
-            "checkpoint_every": 10**6, "sample_every": 10**6, "log_every": 20, "compile": compile,
+            "checkpoint_every": recipe.train.checkpoint_every // often, "sample_every": 10**6,
+            "log_every": 20, "compile": compile,
         }
     )  # fmt: skip
     recipe = recipe.model_copy(update={"train": section, "root": folder, "precision": precision})
     data = find_data(recipe, version)
-    silent = SimpleNamespace(metrics=lambda *_: None, document=lambda *_: None)
+    silent = SimpleNamespace(metrics=lambda *_: None, document=lambda *_: None, untold=lambda: [])
+    board = SimpleNamespace(seconds=SimpleNamespace(remote=lambda: 0.0))
     job: Any = SimpleNamespace(
         recipe=recipe, run=silent, product=folder, inputs={}, checkpoints=f"{folder}/checkpoints",
-        begin=lambda first, seconds: first, log=lambda *_: None,
+        begin=lambda first, seconds: first, log=lambda *_: None, board=board,
     )  # fmt: skip
+    training_state.ray = SimpleNamespace(get=lambda value: value)  # type: ignore[assignment]
     denoiser_worker.Judged = lambda job, scene: None  # type: ignore[assignment,misc]
     denoiser_worker.being_preempted = lambda: False
     reader = data.reader(section, recipe.seed)
@@ -65,10 +72,10 @@ def our_training(
 
 
 def ours(training: DenoiserTraining) -> Iterator[None]:
-    """Steps of the worker's own loop."""
-    steps = training.steps(0)
-    while True:
-        next(steps)
+    """Steps of the worker's own loop, with all that comes after each."""
+    for done in training.steps(0):
+        training.look(done)
+        training.keep(done)
         yield
 
 
@@ -169,17 +176,22 @@ def plain(folder: Path, batch: int, parameters: int, text_width: int, dtype: tor
     return steps(), sum(p.numel() for p in model.parameters())
 
 
-def in_turns(runs: dict[str, Iterator[None]], seconds: float, turn: int = 10) -> dict[str, float]:
-    """Seconds a step of each, from turns of some steps; the first turn of each warms up."""
-    used, done = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0)
+def in_turns(runs: dict[str, Iterator[None]], seconds: float, period: int) -> dict[str, float]:
+    """Seconds a step of each, from turns of some steps; the first ones of each warm up.
+
+    Steps are a multiple of `period`, so that what is done so often counts as often as it is done;
+    it comes in the middle of a turn, as it goes on beside the steps after it.
+    """
+    turn = max(count for count in range(1, 26) if period % count == 0)
+    used, done = dict.fromkeys(runs, 0.0), 0
     for steps in runs.values():
-        _take(steps, turn)
+        _take(steps, turn + turn // 2)
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or done % period:
         for name, steps in runs.items():
             used[name] += _take(steps, turn)
-            done[name] += turn
-    return {name: used[name] / done[name] for name in runs}
+        done += turn
+    return {name: each / done for name, each in used.items()}
 
 
 def _take(steps: Iterator[None], count: int) -> float:
@@ -200,7 +212,7 @@ def measure(args: argparse.Namespace, root: Path) -> None:
         folder = save_padded(training, root / f"saved-{width}", min(args.samples, 2048))
         steps, theirs = plain(folder, batch, parameters, training.reader.token_width, dtype)
         runs = {"ours": ours(training), "bare": bare(training), "plain": steps}
-        seconds = in_turns(runs, args.seconds)
+        seconds = in_turns(runs, args.seconds, training.section.checkpoint_every)
         training.figures.meter.read()
         _take(runs["ours"], 30)
         wait = training.figures.meter.read()["data_wait_share"]
@@ -211,17 +223,30 @@ def measure(args: argparse.Namespace, root: Path) -> None:
         )
         told = ", ".join(f"{name} {1e3 * each:.1f}" for name, each in seconds.items())
         print(f"ms a step: {told}")
-        print(f"step / bare: {seconds['ours'] / seconds['bare']:.3f}")
+        print(f"step / bare, checkpoints included: {seconds['ours'] / seconds['bare']:.3f}")
         print(f"data wait: {100 * wait:.2f} % of the time")
         print(f"samples a second, ours / plain: {seconds['plain'] / seconds['ours']:.2f}")
+        if (width, depth) == SMALLEST:
+            tell_reader(version, batch, batch / seconds["ours"], args.seconds / 4)
         training.reader.close()
+
+
+def tell_reader(version: StoreVersion, batch: int, consumed: float, seconds: float) -> None:
+    """Print how many times faster the reader is than the fastest training that it feeds here."""
+    batches = stream(version, batch, threads=2, window=64 * MIB)
+    alone, _ = rate(batches, seconds)
+    batches.close()
+    print(
+        f"the reader alone / what image-s, the fastest recipe here, consumes: {alone:.0f} / "
+        f"{consumed:.0f} samples a second, {alone / consumed:.1f} times"
+    )
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=4096)
-    parser.add_argument("--seconds", type=float, default=60, help="of each size")
+    parser.add_argument("--seconds", type=float, default=60, help="of each size, or longer")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="our blocks, of ours and bare")
     with tempfile.TemporaryDirectory() as folder:

@@ -77,6 +77,18 @@ def test_to_a_bucket_and_back_into_a_model_directory(ldm, tmp_path, s3):
     assert read_json(f"{s3}/export/transformer/config.json")["num_layers"] == 2
 
 
+def test_a_file_uri_is_the_place_it_names(ldm, tmp_path):
+    model = mmdit_model(tmp_path / "models")
+    for form, weights in (("diffusers", "diffusion_pytorch_model"), ("ldm", "model")):
+        result = ldm("export", model, f"file://{tmp_path}/{form}", "--to", form)
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / form / f"{weights}.safetensors").is_file()
+        assert (tmp_path / form / "config.json").is_file()
+    assert not (tmp_path / "file:").exists()
+    told = ldm("export", model, f"file://{tmp_path}/again").stdout
+    assert f"SD3Transformer2DModel.from_pretrained('{tmp_path}/again')" in told
+
+
 def test_a_dit_is_refused_with_what_can_be_done(ldm, tmp_path):
     model = tiny_project(tmp_path / "project")
     before = files_under(tmp_path)

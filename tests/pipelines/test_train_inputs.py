@@ -123,6 +123,22 @@ def test_other_content_under_the_same_name_is_another_training(own, tmp_path, tr
     assert back.digest == moved.digest
 
 
+def test_to_hear_that_nothing_is_to_be_done_reads_no_weights(own, tmp_path, trained, monkeypatch):
+    initial = model_for(own, tmp_path / "initial")
+    words = (f"train.initial={initial}",)
+    context, _ = trained(*words)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_inputs, "read_bytes", pytest.fail)
+        patch.setattr(train_denoiser, "check_autoencoder", pytest.fail)
+        assert trained(*words) is None
+    model_for(own, initial, seed=1)  # others of the same size, in the same place
+    checked = []
+    monkeypatch.setattr(train_denoiser, "check_autoencoder", checked.append)
+    anew, _ = trained(*words)
+    assert [version.manifest.content for version in checked] == [own.manifest.content]
+    assert anew.inputs["initial"] == initial_model(initial).digest != context.inputs["initial"]
+
+
 def test_the_version_that_was_pinned_is_read_whatever_is_published_since(own, tmp_path):
     other = small_store(tmp_path / "other", shape=SHAPE, count=5)
     recipe, mix = pinned(recipe_of(tmp_path / "run", mix_of(tmp_path / "other")))

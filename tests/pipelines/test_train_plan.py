@@ -72,6 +72,17 @@ def test_what_a_recipe_trains_on_is_what_it_encodes(name):
     assert set(declared_space(recipe).latents) <= made
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_no_cpu_validates_what_gpus_train(name):
+    """And a GPU that does has room for the weights, which it holds in float32."""
+    recipe = RECIPES[name]()
+    plan = plan_training(recipe, declared_space(recipe))
+    assert plan.on is not None
+    fit_in_one = 4 * plan.step.weights.total < plan.on.usable_bytes
+    assert bool(recipe.train.validation_samples) == fit_in_one
+    assert recipe.train.validation_gpus == (1 if fit_in_one else 0)
+
+
 def test_a_dry_run_prints_the_plan(ldm, tmp_path):
     result = ldm("train", "video-14b", "--dry-run", "--set", "train.buckets=[480x832x93]")
     assert result.exit_code == 0, result.output
@@ -87,6 +98,16 @@ def test_a_dry_run_prints_the_plan(ldm, tmp_path):
     assert re.search(r"^  next     run          ldm encode video-14b --set ", text, re.M)
     assert text.splitlines()[-1].startswith("train: would run once there is a store at ")
     assert files_under(tmp_path) == {}
+
+
+def test_the_plan_tells_what_snapshots_take(ldm):
+    text = ldm("train", "image-b", "--dry-run").stdout
+    weights = float(re.search(r"parameters +([\d.]+) M of a dit", text)[1]) * 1e6
+    told = re.search(r"snapshots +100 of 2 averages in all, every 8,000 steps: ([\d.]+) GB", text)
+    assert float(told[1]) == pytest.approx(100 * 4 * weights / 1e9, rel=0.01)
+    seldom = ldm("train", "image-b", "--dry-run", "--set", "train.snapshot_every=40000").stdout
+    assert "snapshots    20 of 2 averages in all, every 40,000 steps" in seldom
+    assert "snapshots" not in ldm("train", "image-s", "--dry-run").stdout
 
 
 def test_an_accelerator_for_a_recipe_of_cpus(ldm):

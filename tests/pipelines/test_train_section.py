@@ -20,6 +20,7 @@ TELLING = {
     "least_workers": 1,
     "validate_every": 7,
     "keep_checkpoints": 5,
+    "snapshot_every": 3,
     "accelerator": "H100-80",
     "worker_hour_price": 2.0,
     "store_version": 3,
@@ -35,7 +36,6 @@ DECIDING = {
     "ema_lengths": (0.05,),
     "spike_factor": 4.0,
     "validation_samples": 8,
-    "float8": True,
     "mlp_ratio": 4.0,
     "buckets": ("64x64x1",),
     "mix": ({"uri": "s3://b/more"},),
@@ -56,6 +56,31 @@ def test_what_does_not_decide(name):
 @pytest.mark.parametrize("name", DECIDING)
 def test_what_decides(name):
     assert section(**{name: DECIDING[name]}).deciding() != section().deciding()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_any_shipped_recipe_goes_on_with_fewer_workers(name):
+    plain = RECIPES[name]().train
+    assert plain.parts == plain.micro_batches
+    values = {field: getattr(plain, field) for field in TrainSection.model_fields}
+    group = plain.layout.shard * plain.layout.context
+    for count in {plain.workers.count // 2, 1}:
+        fewer = plain.workers.model_copy(update={"count": count})
+        layout = plain.layout if count % group == 0 else LayoutSection()
+        assert TrainSection(**{**values, "workers": fewer, "layout": layout}).deciding() == (
+            plain.deciding()
+        )
+
+
+def test_without_micro_batches_other_workers_are_another_training():
+    assert section(workers={"count": 4}).deciding() != section(workers={"count": 2}).deciding()
+
+
+def test_float8_is_of_gpus_and_decides():
+    with pytest.raises(ValidationError, match=r"workers\.gpus is 0: set workers\.gpus=1"):
+        section(float8=True)
+    gpus = {"count": 2, "gpus": 1}
+    assert section(float8=True, workers=gpus).deciding() != section(workers=gpus).deciding()
 
 
 def test_patience_decides_and_with_it_where_losses_are_known():
@@ -94,6 +119,18 @@ def test_all_averages_that_are_let_through_are_kept():
     decays, lengths = (0.5, 0.9, 0.999999, 0.9999), (0.05, 0.1, 0.050001)
     made = new_averages(section(ema_decays=decays, ema_lengths=lengths), nn.Linear(1, 1))
     assert len(made.by_name) == 1 + len(decays) + len(lengths)
+
+
+def test_snapshots_do_not_grow_with_the_steps():
+    def kept(**fields) -> tuple[int, int]:
+        train = section(ema_lengths=(0.05, 0.1), **fields)
+        return train.snapshot_steps, train.snapshots
+
+    assert kept(steps=400_000, checkpoint_every=2000) == (8000, 100)
+    assert kept(steps=12, checkpoint_every=2) == (2, 12)
+    assert kept(steps=101, checkpoint_every=1) == (3, 68)
+    assert kept(steps=101, checkpoint_every=1000, snapshot_every=10) == (10, 22)
+    assert section(steps=10_000).snapshots == 0
 
 
 def test_of_a_mix_the_weights_decide_and_the_content_is_an_input():

@@ -162,8 +162,9 @@ def test_room_is_asked_for_workers_and_what_is_beside_them(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2, "GPU": gpus})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe = tiny_recipe("data", str(tmp_path))
-    with pytest.raises(UserError, match=f"train needs {asked} on this machine"):
+    with pytest.raises(UserError, match=f"train needs {asked} on this machine") as refused:
         fit(context_of(recipe, None), pytest.fail, workers, 1, 0, None, beside)
+    assert ("or train.validation_gpus" in str(refused.value)) == bool(beside)
 
 
 def test_a_validation_s_gpus_are_asked_for(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from torch import nn
 
 from ldm_core.errors import UserError
@@ -73,6 +74,24 @@ def test_a_damaged_snapshot_is_left_out_and_named(tmp_path):
     told: list[str] = []
     average_of_length(str(tmp_path), 0.075, told.append)
     assert [str(folder) in line for line in told] == [True]
+
+
+def test_every_snapshot_is_read_once(tmp_path, monkeypatch):
+    """They may be terabytes: what is wrong with a file beside its size is not looked for."""
+    walk(str(tmp_path), every=32)
+    read = []
+    plain = LocalFileSystem.cat_file
+
+    def counted(fs, path, *args, **kwargs):
+        data = plain(fs, path, *args, **kwargs)
+        if path.endswith(".safetensors"):
+            read.append(len(data))
+        return data
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", counted)
+    found, _ = average_of(snapshots_at(str(tmp_path)), 0.075)
+    kept = sum(4 * len(WIDTHS) * value.nbytes for value in found.values())
+    assert sum(read) == kept
 
 
 def test_none_at_all(tmp_path):
