@@ -97,6 +97,7 @@ class Checkpoints:
         self.ranks, self.retention, self.told, self.failed = ranks, retention, told, failed
         self.last: Saved | None = None
         self.failures = self._in_a_row = 0
+        self._committed = ""
         self._staging = Staging(ranks)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._flight: Future[Saved] | None = None
@@ -154,7 +155,8 @@ class Checkpoints:
             raise
         except Exception as error:  # a storage's client has errors of its own classes
             failure = SaveFailed(step, error)
-            if self.ranks.rank == 0:
+            # a worker that is lost after the manifest was written takes nothing away
+            if self.ranks.rank == 0 and self._committed != uri:
                 self._clear(uri, failure)
             raise failure from error
         if self.ranks.rank == 0:
@@ -176,6 +178,7 @@ class Checkpoints:
             files=files,
         )
         _write_file(join(uri, MANIFEST), manifest.to_bytes())
+        self._committed = uri
         return sum(entry.size for entry in files.values())
 
     def _clear(self, uri: str, failure: SaveFailed) -> None:

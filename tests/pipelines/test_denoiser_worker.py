@@ -81,9 +81,9 @@ def clock(monkeypatch) -> list[float]:
 @pytest.mark.parametrize(
     ("done", "warned", "expected"),
     [
-        (1, True, ["save", "written", "losses"]),
-        (1, False, ["save", "losses"]),
-        (2, False, ["save", "snapshot", "losses"]),
+        (1, True, ["snapshots", "save", "written", "losses"]),
+        (1, False, ["snapshots", "save", "losses"]),
+        (2, False, ["snapshots", "save", "losses"]),
     ],
 )
 def test_losses_are_waited_for_when_the_checkpoint_is_saved(done, warned, expected):
@@ -97,7 +97,7 @@ def test_losses_are_waited_for_when_the_checkpoint_is_saved(done, warned, expect
         watch=SimpleNamespace(says_save=lambda: True, warned=warned),
         ending=SimpleNamespace(facts=lambda done: {}, keep=says("losses")),
         resuming=SimpleNamespace(save=says("save"), wait=says("written")),
-        snapshots=SimpleNamespace(save=says("snapshot")),
+        snapshots=SimpleNamespace(keep=says("snapshots")),
     )  # fmt: skip
     DenoiserTraining.keep(training, done)
     assert said == expected
