@@ -4,6 +4,7 @@ A window's arrays are filled in its shuffled order, row group by row group, so t
 slice and a decoded row group lives no longer than it takes to copy it.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,7 @@ from ldm_core.reading.text_rows import (
 from ldm_core.reading.windows import Part
 
 AHEAD = 4  # row groups of texts on their way to one window
+CLOSE_S = 10.0  # that the end waits for reads under way
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -99,7 +101,14 @@ class Loader:
         self._windows = ThreadPoolExecutor(threads, thread_name_prefix="windows")
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Begin nothing more, and wait for what is being read, but not for long: a bucket that is
+        away is asked for minutes.
+        """
+        closing = threading.Thread(target=self._close, name="closing", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+
+    def _close(self) -> None:
         for pool in (self._windows, self._pool):
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -36,7 +36,8 @@ class TrainingSection(Section):
     Attributes:
         batch_size: samples per optimiser step, over all workers.
         learning_rate: of AdamW; Muon's update is scaled to match its RMS.
-        max_failures: worker failures Ray Train retries from the last checkpoint.
+        max_failures: worker failures Ray Train retries from the last checkpoint, of a whole command
+            however long it runs; where machines come and go, allow for as many as may go.
     """
 
     steps: int = Field(ge=1)
