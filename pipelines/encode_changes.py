@@ -17,7 +17,7 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.buckets import Bucket
 from pipelines.encode_media import Row, mirrored, only_part
 from pipelines.encode_on_ray import encode_shards, probe_files
-from pipelines.encode_plan import Item, Plan
+from pipelines.encode_plan import Item, Plan, as_they_lie
 from pipelines.encode_texts import TEXT_KEY, by_first_use, text_shards, texts_to_do
 from pipelines.encode_throughput import COMMIT, Throughput
 from pipelines.encode_workers import parts_of, reject_row, written
@@ -177,6 +177,7 @@ def _parts(plan: Plan, entries: Sequence[Item], context: Context) -> list[Item]:
     """The parts of files; only what a listing cannot tell is looked up in the files."""
     known, unknown = listed_parts(plan, entries)
     workers, verbose = context.recipe.encode.workers, context.options.verbose
+    unknown.sort(key=as_they_lie)
     with context.progress(len(unknown), "files", "probe") as bar:
         seen: set[str] = set()
         for part in probe_files(unknown, plan.job, workers, verbose):
@@ -188,7 +189,7 @@ def _parts(plan: Plan, entries: Sequence[Item], context: Context) -> list[Item]:
 
 def shards_of(parts: list[Item], section: EncodeSection) -> Iterator[Row]:
     """Parts of one bucket, those of one file side by side, cut so that their pixels have room."""
-    parts.sort(key=lambda part: (part["bucket"], part["source"], part["part"]))
+    parts.sort(key=lambda part: (part["bucket"], *as_they_lie(part), part["part"]))
     for name, group in itertools.groupby(parts, key=lambda part: part["bucket"]):
         for items in cut(list(group), shard_limit(name, section)):
             told = json.dumps(items)

@@ -10,7 +10,7 @@ from ldm_core.latents.ledger import Difference, compare, cut, shard_name
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.store import LatentStore
 from pipelines.encode_media import Row
-from pipelines.encode_plan import Plan
+from pipelines.encode_plan import Plan, as_they_lie
 
 TEXT_KEY = ("encoder", "caption_digest")
 
@@ -48,7 +48,7 @@ def by_first_use(
         plan: knows the files' captions.
     """
     rank = {caption_digest(""): -1}
-    for _, source in sorted(places):
+    for _, source in sorted(places, key=lambda at: (at[0], *as_they_lie(plan.entries[at[1]]))):
         for text, _ in plan.entries[source]["captions"]:
             rank.setdefault(caption_digest(text), len(rank))
     return sorted(missing, key=lambda pair: (pair[0], rank.get(pair[1], len(rank)), pair[1]))

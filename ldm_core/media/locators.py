@@ -34,6 +34,12 @@ def cell_uri(file: str, row_group: int, row: int, column: str) -> str:
     return f"{file}#row_group={row_group}&row={row}&column={name}"
 
 
+def cell_place(uri: str) -> tuple[str, int, int]:
+    """File, row group and row of a Parquet cell, by which cells sort as they lie; else nothing."""
+    cell = _CELL.fullmatch(uri)
+    return (cell[1], int(cell[2]), int(cell[3])) if cell else ("", 0, 0)
+
+
 def read_media(uri: str) -> bytes:
     """The bytes that a locator names, local or remote; see `MediaReader` for many of them.
 
