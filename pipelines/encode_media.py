@@ -6,24 +6,20 @@ too much memory.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
-from ldm_core.errors import BadMedia, UserError
+from ldm_core.errors import BadMedia
 from ldm_core.media.clips import Clip
 from ldm_core.media.guarded import GuardedDecoder
-from ldm_core.media.locators import MediaReader
 from ldm_core.media.parts import Pixels, decode_parts, find_parts
 from ldm_core.media.perceptual_hash import difference_hash
+from pipelines.encode_files import readable, with_bytes
 from pipelines.encode_plan import Item, Job
 from pipelines.encode_throughput import DECODE, READ, Throughput
-
-READS_IN_FLIGHT = 16  # a bucket answers each in tens of ms
-READ_AHEAD = 256 << 20  # bytes of the files held while one is decoded; a larger one is held alone
 
 Row = dict[str, Any]
 
@@ -42,10 +38,10 @@ def probe_entries(row: Row, job: Job) -> Row:
     entries: list[Item] = json.loads(row["items"])
     guard = _guard(find_parts, job.item_seconds, job.item_bytes)
     found: list[Item] = []
-    for [entry], data in _with_bytes([[entry] for entry in entries], job.item_bytes):
+    for [entry], data in with_bytes([[entry] for entry in entries], job):
         rule = (entry["kind"], job.geometry, job.clips, job.item_seconds)
         try:
-            parts = guard.decode(_readable(data), *rule)
+            parts = guard.decode(readable(data), *rule)
         except BadMedia as error:
             found.append({**entry, **only_part(entry), **reject_of(error)})
             continue
@@ -98,14 +94,14 @@ def decode_shard(row: Row, job: Job) -> Row:
     files = [list(group) for _, group in groupby(items, key=lambda item: item["source"])]
     guard = _guard(decode_parts, job.item_seconds, job.item_bytes)
     pixels, throughput = bytearray(), Throughput()
-    for parts, data in throughput.each(READ, _with_bytes(files, job.item_bytes)):
+    for parts, data in throughput.each(READ, with_bytes(files, job)):
         clips = [Clip(*part["clip"]) if "clip" in part else None for part in parts]
         # of a part and its mirror image one; a shard may begin between a file's mirror images
         each = sorted(set(clips), key=lambda clip: clip.start_s if clip else 0.0)
         task = (parts[0]["kind"], each, row["bucket"], job.item_seconds)
         with throughput.timed(DECODE, len(parts), 0 if isinstance(data, BadMedia) else len(data)):
             try:
-                found = guard.decode(_readable(data), *task)
+                found = guard.decode(readable(data), *task)
                 decoded = dict(zip(each, found, strict=True))
             except BadMedia as error:
                 decoded = dict.fromkeys(each, error)
@@ -136,62 +132,6 @@ def _complete(
         else:
             hash = difference_hash(part.frames[0])
             item.update(file, height=part.height, width=part.width, crop=part.crop, hash=hash)
-
-
-def _with_bytes(
-    files: Sequence[list[Item]], item_bytes: int
-) -> Iterator[tuple[list[Item], bytes | BadMedia]]:
-    """Each file's items with its bytes, or with why it is not read; a few are read ahead."""
-    read = MediaReader().read
-    with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
-        for some in read_together([_size(items) for items in files], READ_AHEAD, READS_IN_FLIGHT):
-            group = [files[place] for place in some]
-            found = readers.map(lambda items: _bytes_within(read, items[0], item_bytes), group)
-            yield from zip(group, found, strict=True)
-
-
-def read_together(sizes: Sequence[int], most: int, count: int) -> Iterator[range]:
-    """Consecutive files of at most so many bytes in all, and at most `count`; at least one."""
-    start, held = 0, 0
-    for place, size in enumerate(sizes):
-        if place > start and (held + size > most or place - start == count):
-            yield range(start, place)
-            start, held = place, 0
-        held += size
-    if sizes:
-        yield range(start, len(sizes))
-
-
-def _size(items: Sequence[Item]) -> int:
-    """Of the items' file; one of unknown size is as small as pictures in tables are."""
-    return int(items[0].get("size") or 0)
-
-
-def _bytes_within(read: Callable[[str], bytes], item: Item, most: int) -> bytes | BadMedia:
-    """The file's bytes, unless it is so large that decoding has no room for it."""
-    size = _size([item])
-    if size > most:
-        told = f"{size} bytes are more than encode.item_gib, {most / 2**30:.3g} GiB"
-        return BadMedia("read", "too large", told)
-    return _bytes(read, item["uri"])
-
-
-def _readable(data: bytes | BadMedia) -> bytes:
-    if isinstance(data, BadMedia):
-        raise data
-    return data
-
-
-def _bytes(read: Callable[[str], bytes], uri: str) -> bytes:
-    """The file's bytes. What the driver has listed and a worker cannot read is no bad media."""
-    try:
-        return read(uri)
-    except (FileNotFoundError, PermissionError) as error:
-        raise UserError(
-            f"{uri} was listed but a worker cannot read it ({type(error).__name__}): every "
-            "node needs the same disk or bucket and the right to read it; then run the same "
-            "command again, it goes on from what is finished"
-        ) from error
 
 
 @lru_cache(maxsize=2)

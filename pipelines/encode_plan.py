@@ -1,6 +1,6 @@
 """What the latent store is to hold, and with what it is made: decided before anything starts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,7 @@ from ldm_core.text.uris import placed
 from pipelines.recipes.schema import Recipe, check_size
 from pipelines.recipes.sections import EncodeSection
 
+WITNESSES = 3  # files, spread over all
 CODE = "buckets 1"  # names what this code does to media; a change makes rows stale
 _USUAL = {"precision": "fp32", "tile": None, "flip": False}
 
@@ -29,7 +30,11 @@ Item = dict[str, Any]  # a file or a part of one on its way, with what is found 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know, the same for every shard."""
+    """What a worker needs to know, the same for every shard.
+
+    Attributes:
+        witnesses: locators of a few files: who cannot read any of them lacks the storage.
+    """
 
     store: str
     geometry: Geometry
@@ -46,6 +51,7 @@ class Job:
     flip: bool = False
     item_seconds: float = 120.0
     item_bytes: int = 4 << 30
+    witnesses: tuple[str, ...] = ()
 
     @property
     def unusual(self) -> dict[str, Any]:
@@ -135,6 +141,7 @@ def make_plan(
         EncoderEntry(name=name, uri=uri, digest=stored_as(digest, dtype))
         for name, (uri, digest, dtype) in digests.items()
     )
+    job = replace(job, witnesses=_witnesses(listing))
     return Plan(job, autoencoder, texts, entries, _refused(listing))
 
 
@@ -172,6 +179,12 @@ def _job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
         item_seconds=section.item_seconds,
         item_bytes=int(section.item_gib * 2**30),
     )
+
+
+def _witnesses(listing: Listing) -> tuple[str, ...]:
+    count = len(listing.entries)
+    places = sorted({k * count // WITNESSES for k in range(WITNESSES)} if count else ())
+    return tuple(listing.entries[place].uri for place in places)
 
 
 def _clip_rule(section: EncodeSection, multiple: int) -> ClipRule:

@@ -78,6 +78,16 @@ class MediaReader:
         fs, path = filesystem(uri)
         return bytes(fs.cat_file(path))
 
+    def head(self, uri: str, count: int) -> bytes:
+        """At least the first `count` bytes of a picture or video, or all of it; raises as `read`
+        does."""
+        if part := _PART.fullmatch(uri):
+            return _read_part(part[1], int(part[2]), min(int(part[3]), count))
+        if _CELL.fullmatch(uri):
+            return self.read(uri)
+        fs, path = filesystem(uri)
+        return bytes(fs.cat_file(path, start=0, end=count))
+
     def _read_cell(self, place: _CellPlace, row: int) -> bytes:
         column = self._column(place)
         if row >= len(column):

@@ -1,10 +1,13 @@
 """The callables that encode pictures on Ray, without Ray."""
 
+import errno
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,8 +19,8 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.buckets import Geometry
 from ldm_core.media.locators import MediaReader
 from ldm_core.media.parts import ClipRule
-from pipelines import encode_media, encode_workers
-from pipelines.encode_media import decode_shard
+from pipelines import encode_files, encode_workers
+from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Job
 from pipelines.encode_workers import EncodeMedia, parts_of
 from pipelines.recipes.sections import Workers
@@ -58,7 +61,7 @@ def test_decoding_keeps_bad_files_in_the_row(data, job):
 
 def test_more_files_than_are_read_at_once(data, job):
     names = [path.name for path in sorted(data.glob("0*.png"))] * 3
-    assert len(names) > encode_media.READS_IN_FLIGHT
+    assert len(names) > encode_files.READS_IN_FLIGHT
     row = decode_shard(shard(data, *names), job)
     assert len(row["pixels"]) == len(names) * SIZE * SIZE * 3
 
@@ -82,6 +85,56 @@ def test_an_outage_is_not_a_bad_file(data, job, monkeypatch, raised, seen, told)
     monkeypatch.setattr(MediaReader, "read", down)
     with pytest.raises(seen, match=told):
         decode_shard(shard(data, "001.png"), job)
+
+
+class TestUnreadable:
+    """Files that are listed, and of which the storage gives no bytes."""
+
+    @pytest.fixture
+    def folder(self, data: Path, tmp_path: Path) -> Path:
+        """A good file, one that is gone, and a directory where a file was."""
+        (tmp_path / "data" / "002.png").mkdir(parents=True)
+        shutil.copy(data / "001.png", tmp_path / "data")
+        return tmp_path / "data"
+
+    def test_what_others_of_the_shard_can_is_a_reject(self, folder, job):
+        row = decode_shard(shard(folder, "gone.png", "001.png", "002.png"), job)
+        told = [(i.get("stage"), i.get("reason")) for i in json.loads(row["items"])]
+        assert told == [("read", "file missing"), (None, None), ("read", "unreadable")]
+        assert len(row["pixels"]) == SIZE * SIZE * 3
+
+    def test_what_others_of_the_source_can_is_a_reject(self, folder, job):
+        alone = shard(folder, "002.png")
+        job = replace(job, witnesses=(str(folder / "gone.png"), str(folder / "001.png")))
+        [item] = json.loads(decode_shard(alone, job)["items"])
+        assert (item["stage"], item["reason"]) == ("read", "unreadable")
+        assert "IsADirectoryError" in item["detail"]
+
+    def test_where_none_can_be_read_the_job_stops(self, folder, job):
+        job = replace(job, witnesses=(str(folder / "gone.png"), str(folder / "002.png")))
+        with pytest.raises(UserError, match=r"002\.png was .*IsADirectoryError\), nor others"):
+            decode_shard(shard(folder, "002.png", "gone.png"), job)
+
+    def test_of_other_storage_nothing_follows(self, folder, job):
+        job = replace(job, witnesses=(f"memory://bucket/{folder}/001.png",))
+        with fsspec.open(job.witnesses[0], "wb") as file:
+            file.write(b"some")
+        with pytest.raises(UserError, match="nor others"):
+            decode_shard(shard(folder, "gone.png"), job)
+
+    def test_when_it_is_looked_into_too(self, folder, job):
+        entries = json.loads(shard(folder, "gone.png", "001.png", "002.png")["items"])
+        told = json.loads(probe_entries({"items": json.dumps(entries)}, job)["items"])
+        assert [item.get("reason") for item in told] == ["file missing", None, "unreadable"]
+
+    def test_a_machine_without_descriptors_is_no_bad_file(self, folder, job, monkeypatch):
+        def none_left(self, uri: str) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(MediaReader, "read", none_left)
+        job = replace(job, witnesses=(str(folder / "001.png"),))
+        with pytest.raises(OSError, match="Too many open files"):
+            decode_shard(shard(folder, "002.png"), job)
 
 
 def test_a_non_finite_latent_is_a_reject(data, job, monkeypatch):

@@ -1,0 +1,121 @@
+"""How the encode job's workers read files: some ahead, and those that cannot be read as rejects."""
+
+import errno
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from ldm_core.errors import BadMedia, UserError
+from ldm_core.media.locators import MediaReader
+from pipelines.encode_plan import Item, Job
+
+READS_IN_FLIGHT = 16  # a bucket answers each in tens of ms
+READ_AHEAD = 256 << 20  # bytes of the files held while one is decoded; a larger one is held alone
+NEIGHBOURS = 3  # files of a shard that are asked for when another cannot be read
+
+# What this machine lacks is no fault of a file.
+_OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_REASONS = {FileNotFoundError: "file missing", PermissionError: "not allowed"}
+
+
+def with_bytes(
+    files: Sequence[list[Item]], job: Job
+) -> Iterator[tuple[list[Item], bytes | BadMedia]]:
+    """Each file's items with its bytes, or with why it is not read; a few are read ahead.
+
+    Raises:
+        UserError: a file cannot be read, and neither can others.
+        OSError: the storage does not answer, or this machine has no room to read.
+    """
+    reader = MediaReader()
+    others = [items[0]["uri"] for items in files[: NEIGHBOURS + 1]] + list(job.witnesses)
+    read = _Reading(reader, others, job.item_bytes)
+    with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
+        for some in read_together([_size(items[0]) for items in files], READ_AHEAD):
+            group = [files[place] for place in some]
+            found = readers.map(lambda items: read(items[0]), group)
+            yield from zip(group, found, strict=True)
+
+
+def read_together(sizes: Sequence[int], most: int, count: int = READS_IN_FLIGHT) -> Iterator[range]:
+    """Consecutive files of at most so many bytes in all, and at most `count`; at least one."""
+    start, held = 0, 0
+    for place, size in enumerate(sizes):
+        if place > start and (held + size > most or place - start == count):
+            yield range(start, place)
+            start, held = place, 0
+        held += size
+    if sizes:
+        yield range(start, len(sizes))
+
+
+def readable(data: bytes | BadMedia) -> bytes:
+    """The bytes, or the reason there are none raised."""
+    if isinstance(data, BadMedia):
+        raise data
+    return data
+
+
+class _Reading:
+    """A file's bytes, or why they are not read.
+
+    A file that cannot be read is a reject if another of the same storage can be: a source of
+    millions has a few that are damaged, archived, or gone since they were listed. If none can, a
+    node lacks the disk or the right to read, and all of its files would be rejects.
+
+    Args:
+        reader: of the files.
+        others: locators of some files of the source.
+        most: bytes of a file for which there is room.
+    """
+
+    def __init__(self, reader: MediaReader, others: Sequence[str], most: int) -> None:
+        self.reader, self.others, self.most = reader, others, most
+
+    def __call__(self, item: Item) -> bytes | BadMedia:
+        size, uri = _size(item), item["uri"]
+        if size > self.most:
+            told = f"{size} bytes are more than encode.item_gib, {self.most / 2**30:.3g} GiB"
+            return BadMedia("read", "too large", told)
+        return self._guarded(uri, self.reader.read)
+
+    def _guarded(self, uri: str, read: Callable[[str], bytes]) -> bytes | BadMedia:
+        try:
+            return read(uri)
+        except (ConnectionError, TimeoutError):  # whichever file it was, nobody answers
+            raise
+        except OSError as error:
+            if error.errno in _OUR_OWN:
+                raise
+            if not self._others_can_be_read(uri):
+                raise _unreadable(uri, error) from error
+            reason = _REASONS.get(type(error), "unreadable")
+            return BadMedia("read", reason, f"{type(error).__name__}: {error}")
+
+    def _others_can_be_read(self, uri: str) -> bool:
+        mine = [each for each in self.others if each != uri and _storage(each) == _storage(uri)]
+        return any(self._answers(each) for each in mine)
+
+    def _answers(self, uri: str) -> bool:
+        try:
+            return len(self.reader.head(uri, 1)) > 0
+        except (OSError, UserError):
+            return False
+
+
+def _size(item: Item) -> int:
+    """Of the item's file; one of unknown size is as small as pictures in tables are."""
+    return int(item.get("size") or 0)
+
+
+def _storage(uri: str) -> tuple[str, str]:
+    """Scheme and bucket; of local files neither."""
+    scheme, remote, path = uri.partition("://")
+    return (scheme, path.split("/")[0]) if remote else ("", "")
+
+
+def _unreadable(uri: str, error: OSError) -> UserError:
+    return UserError(
+        f"{uri} was listed but a worker cannot read it ({type(error).__name__}), nor others: every "
+        "node needs the same disk or bucket and the right to read it; then run the same "
+        "command again, it goes on from what is finished"
+    )
