@@ -10,6 +10,7 @@ from pipelines.encode_plan import Item, Job
 
 READS_IN_FLIGHT = 16  # a bucket answers each in tens of ms
 READ_AHEAD = 256 << 20  # bytes of the files held while one is decoded; a larger one is held alone
+HEAD_BYTES = 64 << 10  # hold the size of nearly all JPEGs, and how they are turned
 NEIGHBOURS = 3  # files of a shard that are asked for when another cannot be read
 
 # What this machine lacks is no fault of a file.
@@ -18,9 +19,14 @@ _REASONS = {FileNotFoundError: "file missing", PermissionError: "not allowed"}
 
 
 def with_bytes(
-    files: Sequence[list[Item]], job: Job
+    files: Sequence[list[Item]], job: Job, beginnings: bool = False
 ) -> Iterator[tuple[list[Item], bytes | BadMedia]]:
     """Each file's items with its bytes, or with why it is not read; a few are read ahead.
+
+    Args:
+        files: the items of each.
+        job: says how large they may be.
+        beginnings: whether of files of which it tells the size, that will do.
 
     Raises:
         UserError: a file cannot be read, and neither can others.
@@ -28,9 +34,9 @@ def with_bytes(
     """
     reader = MediaReader()
     others = [items[0]["uri"] for items in files[: NEIGHBOURS + 1]] + list(job.witnesses)
-    read = _Reading(reader, others, job.item_bytes)
+    read = _Reading(reader, others, job.item_bytes, beginnings)
     with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
-        for some in read_together([_size(items[0]) for items in files], READ_AHEAD):
+        for some in read_together([read.size(items[0]) for items in files], READ_AHEAD):
             group = [files[place] for place in some]
             found = readers.map(lambda items: read(items[0]), group)
             yield from zip(group, found, strict=True)
@@ -46,6 +52,11 @@ def read_together(sizes: Sequence[int], most: int, count: int = READS_IN_FLIGHT)
         held += size
     if sizes:
         yield range(start, len(sizes))
+
+
+def is_beginning(item: Item, data: bytes | BadMedia) -> bool:
+    """Whether there is more of the file."""
+    return not isinstance(data, BadMedia) and len(data) < _size(item)
 
 
 def readable(data: bytes | BadMedia) -> bytes:
@@ -66,16 +77,32 @@ class _Reading:
         reader: of the files.
         others: locators of some files of the source.
         most: bytes of a file for which there is room.
+        beginnings: see `with_bytes`.
     """
 
-    def __init__(self, reader: MediaReader, others: Sequence[str], most: int) -> None:
+    def __init__(
+        self, reader: MediaReader, others: Sequence[str], most: int, beginnings: bool
+    ) -> None:
         self.reader, self.others, self.most = reader, others, most
+        self.beginnings = beginnings
+
+    def size(self, item: Item) -> int:
+        """Bytes that are read of the item's file."""
+        return min(_size(item), HEAD_BYTES) if self._begins_with_all(item) else _size(item)
+
+    def _begins_with_all(self, item: Item) -> bool:
+        """Whether the beginning tells the size, which that of a PNG does not: what turns it may be
+        its last chunk."""
+        named = item["id"].lower().endswith((".jpg", ".jpeg"))
+        return self.beginnings and item["kind"] == "image" and named
 
     def __call__(self, item: Item) -> bytes | BadMedia:
         size, uri = _size(item), item["uri"]
         if size > self.most:
             told = f"{size} bytes are more than encode.item_gib, {self.most / 2**30:.3g} GiB"
             return BadMedia("read", "too large", told)
+        if self._begins_with_all(item) and size > HEAD_BYTES:
+            return self._guarded(uri, lambda uri: self.reader.head(uri, HEAD_BYTES))
         return self._guarded(uri, self.reader.read)
 
     def _guarded(self, uri: str, read: Callable[[str], bytes]) -> bytes | BadMedia:

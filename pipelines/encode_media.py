@@ -15,9 +15,9 @@ from typing import Any
 from ldm_core.errors import BadMedia
 from ldm_core.media.clips import Clip
 from ldm_core.media.guarded import GuardedDecoder
-from ldm_core.media.parts import Pixels, decode_parts, find_parts
+from ldm_core.media.parts import Part, Pixels, decode_parts, find_parts
 from ldm_core.media.perceptual_hash import difference_hash
-from pipelines.encode_files import readable, with_bytes
+from pipelines.encode_files import is_beginning, readable, with_bytes
 from pipelines.encode_plan import Item, Job
 from pipelines.encode_throughput import DECODE, READ, Throughput
 
@@ -38,10 +38,9 @@ def probe_entries(row: Row, job: Job) -> Row:
     entries: list[Item] = json.loads(row["items"])
     guard = _guard(find_parts, job.item_seconds, job.item_bytes)
     found: list[Item] = []
-    for [entry], data in with_bytes([[entry] for entry in entries], job):
-        rule = (entry["kind"], job.geometry, job.clips, job.item_seconds)
+    for [entry], data in with_bytes([[entry] for entry in entries], job, beginnings=True):
         try:
-            parts = guard.decode(readable(data), *rule)
+            parts = _parts_in(guard, entry, data, job)
         except BadMedia as error:
             found.append({**entry, **only_part(entry), **reject_of(error)})
             continue
@@ -51,6 +50,20 @@ def probe_entries(row: Row, job: Job) -> Row:
         ]
         found += mirrored(of_file) if job.flip else of_file
     return {"items": json.dumps(found)}
+
+
+def _parts_in(
+    guard: GuardedDecoder, entry: Item, data: bytes | BadMedia, job: Job
+) -> Sequence[Part]:
+    """By the file's beginning, if that is what was read; by all of it where that is not enough."""
+    rule = (entry["kind"], job.geometry, job.clips, job.item_seconds)
+    try:
+        return guard.decode(readable(data), *rule)
+    except BadMedia:
+        if not is_beginning(entry, data):
+            raise
+    [(_, whole)] = with_bytes([[entry]], job)
+    return guard.decode(readable(whole), *rule)
 
 
 def only_part(entry: Item) -> Item:
