@@ -1,8 +1,11 @@
 """How the encode job's workers read files: some ahead, and those that cannot be read as rejects."""
 
 import errno
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 
 from ldm_core.errors import BadMedia, UserError
 from ldm_core.media.locators import MediaReader
@@ -18,10 +21,28 @@ _OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _REASONS = {FileNotFoundError: "file missing", PermissionError: "not allowed"}
 
 
-def with_bytes(
+@dataclass(frozen=True)
+class Content:
+    """What was read of a file: all of it, or its beginning."""
+
+    data: bytes
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digits."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+# The video that this process read last: its next clips are another shard, and likely the next.
+_last_video: dict[str, Content] = {}
+
+
+def with_content(
     files: Sequence[list[Item]], job: Job, beginnings: bool = False
-) -> Iterator[tuple[list[Item], bytes | BadMedia]]:
-    """Each file's items with its bytes, or with why it is not read; a few are read ahead.
+) -> Iterator[tuple[list[Item], Content | BadMedia]]:
+    """Each file's items with what is read of it, or with why it is not; a few are read ahead.
+
+    The last one is kept if it is a video: who asks for its other clips next reads it no more.
 
     Args:
         files: the items of each.
@@ -32,14 +53,20 @@ def with_bytes(
         UserError: a file cannot be read, and neither can others.
         OSError: the storage does not answer, or this machine has no room to read.
     """
+    names = [file_name(items[0]) for items in files]
+    kept = {name: _last_video[name] for name in names[:1] if name in _last_video}
+    _last_video.clear()  # before there is another
     reader = MediaReader()
     others = [items[0]["uri"] for items in files[: NEIGHBOURS + 1]] + list(job.witnesses)
     read = _Reading(reader, others, job.item_bytes, beginnings)
     with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
         for some in read_together([read.size(items[0]) for items in files], READ_AHEAD):
-            group = [files[place] for place in some]
-            found = readers.map(lambda items: read(items[0]), group)
-            yield from zip(group, found, strict=True)
+            found = readers.map(lambda at: kept.get(names[at]) or read(files[at][0]), some)
+            for place, content in zip(some, found, strict=True):
+                yield files[place], content
+                kept.clear()
+    if files and files[-1][0]["kind"] == "video" and not beginnings:
+        _last_video.update({names[-1]: content} if isinstance(content, Content) else {})
 
 
 def read_together(sizes: Sequence[int], most: int, count: int = READS_IN_FLIGHT) -> Iterator[range]:
@@ -54,16 +81,21 @@ def read_together(sizes: Sequence[int], most: int, count: int = READS_IN_FLIGHT)
         yield range(start, len(sizes))
 
 
-def is_beginning(item: Item, data: bytes | BadMedia) -> bool:
+def file_name(item: Item) -> str:
+    """By which a file as it was listed is known again."""
+    return f"{item['uri']} {item.get('fingerprint')}"
+
+
+def is_beginning(item: Item, content: Content | BadMedia) -> bool:
     """Whether there is more of the file."""
-    return not isinstance(data, BadMedia) and len(data) < _size(item)
+    return isinstance(content, Content) and len(content.data) < _size(item)
 
 
-def readable(data: bytes | BadMedia) -> bytes:
+def readable(content: Content | BadMedia) -> bytes:
     """The bytes, or the reason there are none raised."""
-    if isinstance(data, BadMedia):
-        raise data
-    return data
+    if isinstance(content, BadMedia):
+        raise content
+    return content.data
 
 
 class _Reading:
@@ -77,7 +109,7 @@ class _Reading:
         reader: of the files.
         others: locators of some files of the source.
         most: bytes of a file for which there is room.
-        beginnings: see `with_bytes`.
+        beginnings: see `with_content`.
     """
 
     def __init__(
@@ -96,7 +128,7 @@ class _Reading:
         named = item["id"].lower().endswith((".jpg", ".jpeg"))
         return self.beginnings and item["kind"] == "image" and named
 
-    def __call__(self, item: Item) -> bytes | BadMedia:
+    def __call__(self, item: Item) -> Content | BadMedia:
         size, uri = _size(item), item["uri"]
         if size > self.most:
             told = f"{size} bytes are more than encode.item_gib, {self.most / 2**30:.3g} GiB"
@@ -105,9 +137,9 @@ class _Reading:
             return self._guarded(uri, lambda uri: self.reader.head(uri, HEAD_BYTES))
         return self._guarded(uri, self.reader.read)
 
-    def _guarded(self, uri: str, read: Callable[[str], bytes]) -> bytes | BadMedia:
+    def _guarded(self, uri: str, read: Callable[[str], bytes]) -> Content | BadMedia:
         try:
-            return read(uri)
+            return Content(read(uri))
         except (ConnectionError, TimeoutError):  # whichever file it was, nobody answers
             raise
         except OSError as error:

@@ -4,7 +4,6 @@ Files are strangers': they are opened in a child process that is ended when one 
 too much memory.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
@@ -15,9 +14,10 @@ from typing import Any
 from ldm_core.errors import BadMedia
 from ldm_core.media.clips import Clip
 from ldm_core.media.guarded import GuardedDecoder
-from ldm_core.media.parts import Part, Pixels, decode_parts, find_parts
+from ldm_core.media.held_parts import NotHeld, decode_held_parts
+from ldm_core.media.parts import Part, Pixels, find_parts
 from ldm_core.media.perceptual_hash import difference_hash
-from pipelines.encode_files import is_beginning, readable, with_bytes
+from pipelines.encode_files import Content, file_name, is_beginning, readable, with_content
 from pipelines.encode_plan import Item, Job
 from pipelines.encode_throughput import DECODE, READ, Throughput
 
@@ -38,9 +38,9 @@ def probe_entries(row: Row, job: Job) -> Row:
     entries: list[Item] = json.loads(row["items"])
     guard = _guard(find_parts, job.item_seconds, job.item_bytes)
     found: list[Item] = []
-    for [entry], data in with_bytes([[entry] for entry in entries], job, beginnings=True):
+    for [entry], content in with_content([[entry] for entry in entries], job, beginnings=True):
         try:
-            parts = _parts_in(guard, entry, data, job)
+            parts = _parts_in(guard, entry, content, job)
         except BadMedia as error:
             found.append({**entry, **only_part(entry), **reject_of(error)})
             continue
@@ -53,16 +53,16 @@ def probe_entries(row: Row, job: Job) -> Row:
 
 
 def _parts_in(
-    guard: GuardedDecoder, entry: Item, data: bytes | BadMedia, job: Job
+    guard: GuardedDecoder, entry: Item, content: Content | BadMedia, job: Job
 ) -> Sequence[Part]:
     """By the file's beginning, if that is what was read; by all of it where that is not enough."""
     rule = (entry["kind"], job.geometry, job.clips, job.item_seconds)
     try:
-        return guard.decode(readable(data), *rule)
+        return guard.decode(readable(content), *rule)
     except BadMedia:
-        if not is_beginning(entry, data):
+        if not is_beginning(entry, content):
             raise
-    [(_, whole)] = with_bytes([[entry]], job)
+    [(_, whole)] = with_content([[entry]], job)
     return guard.decode(readable(whole), *rule)
 
 
@@ -105,24 +105,37 @@ def decode_shard(row: Row, job: Job) -> Row:
         return {**row, "pixels": b"", "work": ""}
     items: list[Item] = json.loads(row["items"])
     files = [list(group) for _, group in groupby(items, key=lambda item: item["source"])]
-    guard = _guard(decode_parts, job.item_seconds, job.item_bytes)
+    guard = _guard(decode_held_parts, job.item_seconds, job.item_bytes)
     pixels, throughput = bytearray(), Throughput()
-    for parts, data in throughput.each(READ, with_bytes(files, job)):
+    for parts, content in throughput.each(READ, with_content(files, job)):
         clips = [Clip(*part["clip"]) if "clip" in part else None for part in parts]
         # of a part and its mirror image one; a shard may begin between a file's mirror images
         each = sorted(set(clips), key=lambda clip: clip.start_s if clip else 0.0)
-        task = (parts[0]["kind"], each, row["bucket"], job.item_seconds)
-        with throughput.timed(DECODE, len(parts), 0 if isinstance(data, BadMedia) else len(data)):
+        size = len(content.data) if isinstance(content, Content) else 0
+        with throughput.timed(DECODE, len(parts), size):
             try:
-                found = guard.decode(readable(data), *task)
+                task = (parts[0]["kind"], each, row["bucket"], job.item_seconds)
+                found = _decoded(guard, readable(content), file_name(parts[0]), *task)
                 decoded = dict(zip(each, found, strict=True))
             except BadMedia as error:
                 decoded = dict.fromkeys(each, error)
             found = [_turned(decoded[clip], part) for clip, part in zip(clips, parts, strict=True)]
-            _complete(parts, found, data)
+            _complete(parts, found, content)
             pixels += b"".join(part.frames.tobytes() for part in found if isinstance(part, Pixels))
     done = {"items": json.dumps(items), "pixels": bytes(pixels), "work": throughput.tell()}
     return {**row, **done}
+
+
+def _decoded(
+    guard: GuardedDecoder, data: bytes, name: str, kind: str, *task: Any
+) -> list[Pixels | BadMedia]:
+    """A video is sent to the child only if it has not got it from the shard before."""
+    if kind == "video":
+        try:
+            return guard.decode(None, name, kind, *task)
+        except NotHeld:
+            pass
+    return guard.decode(data, name, kind, *task)
 
 
 def _turned(part: Pixels | BadMedia, item: Item) -> Pixels | BadMedia:
@@ -133,12 +146,12 @@ def _turned(part: Pixels | BadMedia, item: Item) -> Pixels | BadMedia:
 
 
 def _complete(
-    items: Sequence[Item], found: Sequence[Pixels | BadMedia], data: bytes | BadMedia
+    items: Sequence[Item], found: Sequence[Pixels | BadMedia], content: Content | BadMedia
 ) -> None:
     """Tell each item what became of it."""
     file: Item = {}
-    if not isinstance(data, BadMedia):
-        file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    if isinstance(content, Content):
+        file = {"sha256": content.sha256, "bytes": len(content.data)}
     for item, part in zip(items, found, strict=True):
         if isinstance(part, BadMedia):
             item.update(reject_of(part))

@@ -1,5 +1,6 @@
 """How often the encode stage reads what it needs, with its workers in this process."""
 
+import hashlib
 import io
 import json
 import random
@@ -13,15 +14,17 @@ import pytest
 import tiny_runs
 from picture_folder import picture, write_captions
 from PIL import ExifTags, Image
-from test_encode_media import project
+from test_encode_media import RATE, project, put_videos
 from tiny_runs import encode_here
 
 from ldm_core.latents.store import LatentStore
 from ldm_core.media import locators
+from ldm_core.media.clips import Clip
+from ldm_core.media.guarded import GuardedDecoder
 from ldm_core.media.locators import MediaReader
 from pipelines import encode_rounds
 from pipelines.encode_files import HEAD_BYTES
-from pipelines.encode_media import probe_entries
+from pipelines.encode_media import decode_shard, part_of, probe_entries
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.encode_rounds import rounds
 from pipelines.recipes.schema import Recipe
@@ -47,7 +50,7 @@ def manifest(tmp_path: Path) -> Recipe:
     }
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "data/all.parquet", row_group_size=ROWS)
-    recipe = project(tmp_path, 16, max_aspect=1, upscale=True, shard_size=ROWS)
+    recipe = project(tmp_path, 16, upscale=True, shard_size=ROWS)
     return recipe.model_copy(update={"data": f"{recipe.data}/all.parquet"})
 
 
@@ -65,14 +68,8 @@ def group_reads(monkeypatch) -> Counter:
     return reads
 
 
-def test_every_row_group_is_read_once_whatever_the_ids(manifest, group_reads):
+def test_a_row_group_is_read_once_to_look_and_once_for_all_its_rows(manifest, group_reads):
     assert encode_here(manifest).summary["samples"] == GROUPS * ROWS
-    assert group_reads == dict.fromkeys(range(GROUPS), 1)
-
-
-def test_looking_into_rows_reads_every_row_group_once_more(manifest, group_reads):
-    shaped = manifest.encode.model_copy(update={"max_aspect": 2.0})
-    encode_here(manifest.model_copy(update={"encode": shaped}))
     assert group_reads == dict.fromkeys(range(GROUPS), 2)
 
 
@@ -112,13 +109,6 @@ class TestRounds:
         monkeypatch.setattr(LatentStore, "commit", committed)
         return seen
 
-    def test_twice_as_many_each_time(self, recipe, events):
-        summary = encode_here(recipe).summary
-        assert [event for event in events if event != "commit"] == [4, 8, 8]
-        assert events[:2] == [4, "commit"]
-        assert (summary["samples"], summary["rejects"]) == (self.COUNT - 1, 1)
-        assert summary["new_rows"] == self.COUNT
-
     def test_what_a_round_has_made_is_not_looked_into_again(self, recipe, events, tmp_path):
         def end_at_the_second(row, job, probe=tiny_runs.probe_entries):
             if 4 in events:
@@ -134,15 +124,13 @@ class TestRounds:
         assert [event for event in events if event != "commit"] == [4, 8, 4]
         text = recipe.text.model_copy(update={"t5": recipe.t5_uri, "clip": recipe.clip_uri})
         calm = recipe.model_copy(update={"root": str(tmp_path / "calm"), "text": text})
-        stores = [LatentStore(each.product("latents")) for each in (recipe, calm)]
-        encode_here(calm)
-        first, second = (store.open_version().manifest.content for store in stores)
-        assert first == second
-
-    def test_all_that_a_listing_tells_goes_at_once(self, recipe, events):
-        square = recipe.encode.model_copy(update={"max_aspect": 1.0})
-        encode_here(recipe.model_copy(update={"encode": square}))
-        assert set(events) == {"commit"}
+        content = LatentStore(recipe.product("latents")).open_version().manifest.content
+        events.clear()
+        summary = encode_here(calm).summary
+        assert events[:2] == [4, "commit"]
+        assert [event for event in events if event != "commit"] == [4, 8, 8]
+        assert (summary["samples"], summary["rejects"]) == (self.COUNT - 1, 1)
+        assert summary["content"] == content
 
     def test_rounds_are_of_bytes_too(self, recipe, monkeypatch):
         monkeypatch.setattr(encode_rounds, "FIRST_BYTES", 10)
@@ -166,6 +154,64 @@ def photographs(tmp_path: Path) -> Recipe:
         Image.fromarray(pixels).save(tmp_path / "data" / name, **save)
     write_captions(tmp_path / "data", {"early.jpg": "a", "late.jpg": "b"})
     return project(tmp_path, 64)
+
+
+class TestFilms:
+    """Every clip is a shard of its own, as large ones are."""
+
+    @pytest.fixture
+    def recipe(self, tmp_path: Path) -> Recipe:
+        (tmp_path / "data").mkdir()
+        put_videos(tmp_path, film=48, other=32)
+        return project(tmp_path, 64, frames=8, fps=RATE, shard_size=1)
+
+    @pytest.fixture
+    def seen(self, monkeypatch) -> Counter:
+        """How often each file is read, and how often one is sent to a child, from now on."""
+        counts: Counter = Counter()
+        read, decode = MediaReader.read, GuardedDecoder.decode
+
+        def counted_read(self, uri: str) -> bytes:
+            counts[Path(uri).name] += 1
+            return read(self, uri)
+
+        def counted_decode(self, item, *more):
+            counts["sent"] += item is not None
+            return decode(self, item, *more)
+
+        monkeypatch.setattr(MediaReader, "read", counted_read)
+        monkeypatch.setattr(GuardedDecoder, "decode", counted_decode)
+        return counts
+
+    def test_a_film_is_read_once_to_look_and_once_for_all_its_clips(self, recipe, seen, tmp_path):
+        summary = encode_here(recipe).summary
+        assert (summary["samples"], summary["rejects"]) == (10, 0)
+        assert seen == {"film.mp4": 2, "other.mp4": 2, "sent": 4}
+        text = recipe.text.model_copy(update={"t5": recipe.t5_uri, "clip": recipe.clip_uri})
+        large = recipe.encode.model_copy(update={"shard_size": 100})
+        other = {"root": str(tmp_path / "other"), "text": text, "encode": large}
+        again = encode_here(recipe.model_copy(update=other)).summary
+        assert again["content"] == summary["content"]
+
+    def test_another_film_in_its_place_is_read(self, recipe, seen, tmp_path):
+        film, other = (tmp_path / "data" / f"{name}.mp4" for name in ("film", "other"))
+        told = [sha_of(recipe)]
+        told.append(sha_of(recipe))
+        assert seen["film.mp4"] == 1
+        film.write_bytes(other.read_bytes())
+        told.append(sha_of(recipe))
+        whole = hashlib.sha256(other.read_bytes()).hexdigest()
+        assert (told[0] == told[1], told[2]) == (True, whole)
+
+
+def sha_of(recipe: Recipe) -> str:
+    """That of the film, as a shard of its first clip tells it."""
+    plan = make_plan(recipe.located(), describe_autoencoder(recipe.located()))
+    entry, clip = plan.entries["film.mp4"], Clip(0.0, 8, RATE)
+    items = [{**part_of(entry, clip), "part": 0, "parts": 1}]
+    row = {"shard": "s", "bucket": "64x64x8", "items": json.dumps(items)}
+    [item] = json.loads(decode_shard(row, plan.job)["items"])
+    return item["sha256"]
 
 
 def test_of_a_photograph_the_beginning_tells_its_shape(photographs, monkeypatch):
