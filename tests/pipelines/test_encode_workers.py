@@ -16,7 +16,7 @@ from picture_folder import SIZE, picture_folder
 from ldm_core.autoencoders.autoencoder import IdentityAutoencoder, Posterior
 from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
-from ldm_core.media.buckets import Geometry
+from ldm_core.media.buckets import Bucket, Geometry
 from ldm_core.media.locators import MediaReader
 from ldm_core.media.parts import ClipRule
 from pipelines import encode_files, encode_workers
@@ -170,6 +170,50 @@ def test_batches_do_not_change_the_rows(data, job):
         written = pq.read_table(f"{job.store}/samples/{part.path}", columns=["id", "digest"])
         rows.append(written.to_pylist())
     assert rows[0] == rows[1]
+
+
+class Narrow(IdentityAutoencoder):
+    """Has room for so many pixels at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.seen = room, list[int]()
+
+    def encode(self, pixels: torch.Tensor) -> Posterior:
+        frames = pixels[:, 0].numel()
+        self.seen.append(frames // (SIZE * SIZE))
+        if frames > self.room:
+            raise torch.OutOfMemoryError
+        return super().encode(pixels)
+
+
+def test_a_batch_without_room_is_halved_and_so_are_those_after_it(data, job, monkeypatch):
+    names = [path.name for path in sorted(data.glob("0*.png"))][:14]
+    row = decode_shard(shard(data, *names), job)
+    expected, _ = EncodeMedia(job, threads=1, device="cpu").rows(row)
+    narrow = Narrow(3 * SIZE * SIZE)
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda *_: narrow)
+    encoder = EncodeMedia(replace(job, batch_size=11), threads=1, device="cpu")
+    found, rejects = encoder.rows(row)
+    assert (found, rejects) == (expected, [])
+    assert narrow.seen == [11, 5, *7 * [2]]
+    narrow.seen.clear()
+    encoder.rows(row)
+    assert narrow.seen == 7 * [2]
+
+
+def test_a_picture_without_room_is_told(data, job, monkeypatch):
+    row = decode_shard(shard(data, "001.png", "002.png"), job)
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda *_: Narrow(0))
+    with pytest.raises(UserError, match="cpu has no room to encode a sample of 16x16x1"):
+        EncodeMedia(job, threads=1, device="cpu").rows(row)
+
+
+def test_a_gpus_batches_are_bounded_by_pixels(job, monkeypatch):
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda *_: Narrow(0))
+    encoder = EncodeMedia(replace(job, batch_size=64), threads=1, device="cuda")
+    sizes = [(256, 256, 1), (1024, 1024, 1), (1024, 1024, 5), (4096, 4096, 1)]
+    assert [encoder.at_once(Bucket(*size)) for size in sizes] == [64, 8, 1, 1]
 
 
 def test_frames_that_are_pictures_are_no_more_at_once_than_a_batch(job, monkeypatch):
