@@ -138,7 +138,7 @@ def _make_missing(
     good = [part for part in missing if "reason" not in part]
     places = todo.places | {(part["bucket"], part["source"]) for part in good}
     captions = by_first_use(texts, places, plan)
-    rows = [*shards_of(good, section), *text_shards(plan, captions, section.shard_size)]
+    rows = [*shards_of(good, section), *text_shards(plan, captions, section)]
     writer.throughput.shards += len(rows)
     encoded = encode_shards(rows, plan.job, section.workers, verbose)
     results = itertools.chain(_refuse(writer.store, refused, section), encoded)

@@ -1,5 +1,6 @@
 """What the latent store is to hold, and with what it is made: decided before anything starts."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from ldm_core.media.entries import Listing, MediaEntry, Reject
 from ldm_core.media.locators import cell_place
 from ldm_core.media.parts import ClipRule
 from ldm_core.media.sources import list_media
-from ldm_core.text.encoders import clip_digest, t5_digest
+from ldm_core.text.encoders import clip_digest, t5_digest, t5_width
 from ldm_core.text.tiny import build_tiny_text_encoders
 from ldm_core.text.uris import placed
 from pipelines.recipes.schema import Recipe, check_size
@@ -70,6 +71,7 @@ class Plan:
         texts: the text encoders, "t5" and "clip".
         entries: files to encode, by id.
         rejects: what the listing itself refused, by id.
+        token_bytes: the most of a caption's tokens in 16 bits, by encoder.
     """
 
     job: Job
@@ -77,6 +79,7 @@ class Plan:
     texts: tuple[EncoderEntry, ...]
     entries: dict[str, Item]
     rejects: dict[str, Item]
+    token_bytes: Mapping[str, int]
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -142,7 +145,8 @@ def make_plan(
         for name, (uri, digest, dtype) in digests.items()
     )
     job = replace(job, witnesses=_witnesses(listing))
-    return Plan(job, autoencoder, texts, entries, _refused(listing))
+    tokens = {"t5": 2 * job.max_tokens * t5_width(job.t5)}
+    return Plan(job, autoencoder, texts, entries, _refused(listing), tokens)
 
 
 def missing_tiny_encoders(recipe: Recipe) -> bool:
