@@ -221,7 +221,7 @@ def _captions(entries: dict[str, Item]) -> list[str]:
 
 def as_they_lie(item: Item) -> tuple[str, int, int, str]:
     """Sorts files: rows of one Parquet row group side by side, for it is read as a whole."""
-    return (*cell_place(item["uri"]), item.get("source", item["id"]))
+    return (*cell_place(item["uri"]), item["source"] if "source" in item else item["id"])
 
 
 def stored_as(digest: str, dtype: str) -> str:

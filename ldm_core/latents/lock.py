@@ -187,8 +187,15 @@ def _text(owner: Owner) -> bytes:
 
 
 def _this_process(now: float) -> Owner:
-    pid, told = os.getpid(), {"token": uuid.uuid4().hex, "machine": _machine()}
-    return Owner(socket.gethostname(), pid, now, now, started=_started(pid) or 0, **told)
+    return Owner(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        since=now,
+        renewed=now,
+        token=uuid.uuid4().hex,
+        machine=_machine(),
+        started=_started(os.getpid()) or 0,
+    )
 
 
 def _machine() -> str:
