@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -17,7 +17,8 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.buckets import Bucket
 from pipelines.encode_media import Row, mirrored, only_part
 from pipelines.encode_on_ray import encode_shards, probe_files
-from pipelines.encode_plan import Item, Plan
+from pipelines.encode_plan import Item, Plan, as_they_lie
+from pipelines.encode_rounds import rounds
 from pipelines.encode_texts import TEXT_KEY, by_first_use, text_shards, texts_to_do
 from pipelines.encode_throughput import COMMIT, Throughput
 from pipelines.encode_workers import parts_of, reject_row, written
@@ -100,32 +101,53 @@ def update(
     store.delete("texts", pa.Table.from_pylist(gone))
     store.replace("samples", _new_captions(plan, store, todo.renamed))
     writer = Writer(store, lock, logs, throughput)
-    new = _make_missing(plan, writer, todo, texts.missing, context)
+    done = _in_rounds(plan, writer, todo, texts.missing, context)
+    new = len(done.kept) - len(todo.kept)
     return Changes(new, len(todo.stale), len(todo.renamed), len(texts.missing))
 
 
-def _make_missing(
+def _in_rounds(
     plan: Plan, writer: Writer, todo: Todo, texts: list[tuple[str, str]], context: Context
-) -> int:
-    """Returns the new rows of media."""
+) -> Todo:
+    """Make what is missing, captions with the last files, whose order decides theirs; returns the
+    rows that are there then."""
+    entries = [plan.entries[id] for id in todo.missing if id in plan.entries]
+    each = rounds(todo.missing, sorted(listed_parts(plan, entries)[1], key=as_they_lie))
+    left = len(todo.missing)
+    for place, ids in enumerate(each, start=1):
+        left -= len(ids)
+        due = texts if place == len(each) else []
+        todo = _make_missing(plan, writer, replace(todo, missing=ids), due, left, context)
+    return todo
+
+
+def _make_missing(
+    plan: Plan,
+    writer: Writer,
+    todo: Todo,
+    texts: list[tuple[str, str]],
+    left: int,
+    context: Context,
+) -> Todo:
+    """Returns the rows that are there then; so many files are left for later."""
     section, verbose = context.recipe.encode, context.options.verbose
     refused = [plan.rejects[id] for id in todo.missing if id in plan.rejects]
     entries = [plan.entries[id] for id in todo.missing if id in plan.entries]
     found = _parts(plan, entries, writer, context)
     missing = [part for part in found if part["id"] not in todo.kept]
-    new = len(refused) + len(missing)
+    new = {item["id"] for item in (*refused, *missing)}
     refused += [part for part in missing if "reason" in part]
     good = [part for part in missing if "reason" not in part]
     places = todo.places | {(part["bucket"], part["source"]) for part in good}
     captions = by_first_use(texts, places, plan)
-    rows = [*shards_of(good, section), *text_shards(plan, captions, section.shard_size)]
+    rows = [*shards_of(good, section), *text_shards(plan, captions, section)]
     writer.throughput.shards += len(rows)
     encoded = encode_shards(rows, plan.job, section.workers, verbose)
-    ceiling = Ceiling(section.max_reject_share, new + len(todo.kept), todo.rejects)
+    ceiling = Ceiling(section.max_reject_share, len(new) + len(todo.kept) + left, todo.rejects)
     results = ceiling.over(encoded, _refuse(writer.store, refused, section))
-    with context.progress(new + len(texts), "rows") as bar:
+    with context.progress(len(new) + len(texts), "rows") as bar:
         _commit_all(writer, results, bar)
-    return new
+    return replace(todo, kept=todo.kept | new, places=places, rejects=ceiling.rejects)
 
 
 class Ceiling:
@@ -227,7 +249,7 @@ def _parts(plan: Plan, entries: Sequence[Item], writer: Writer, context: Context
 
 def shards_of(parts: list[Item], section: EncodeSection) -> Iterator[Row]:
     """Parts of one bucket, those of one file side by side, cut so that their pixels have room."""
-    parts.sort(key=lambda part: (part["bucket"], part["source"], part["part"]))
+    parts.sort(key=lambda part: (part["bucket"], *as_they_lie(part), part["part"]))
     for name, group in itertools.groupby(parts, key=lambda part: part["bucket"]):
         for items in cut(list(group), shard_limit(name, section)):
             told = json.dumps(items)

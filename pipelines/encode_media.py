@@ -4,26 +4,22 @@ Files are strangers': they are opened in a child process that is ended when one 
 too much memory.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
-from ldm_core.errors import BadMedia, UserError
+from ldm_core.errors import BadMedia
 from ldm_core.media.clips import Clip
 from ldm_core.media.guarded import GuardedDecoder
-from ldm_core.media.locators import MediaReader
-from ldm_core.media.parts import Pixels, decode_parts, find_parts
+from ldm_core.media.held_parts import NotHeld, decode_held_parts
+from ldm_core.media.parts import Part, Pixels, find_parts
 from ldm_core.media.perceptual_hash import difference_hash
+from pipelines.encode_files import Content, file_name, is_beginning, readable, with_content
 from pipelines.encode_plan import Item, Job
 from pipelines.encode_throughput import DECODE, READ, Throughput
-
-READS_IN_FLIGHT = 16  # a bucket answers each in tens of ms
-READ_AHEAD = 256 << 20  # bytes of the files held while one is decoded; a larger one is held alone
 
 Row = dict[str, Any]
 
@@ -42,10 +38,9 @@ def probe_entries(row: Row, job: Job) -> Row:
     entries: list[Item] = json.loads(row["items"])
     guard = _guard(find_parts, job.item_seconds, job.item_bytes)
     found: list[Item] = []
-    for [entry], data in _with_bytes([[entry] for entry in entries], job.item_bytes):
-        rule = (entry["kind"], job.geometry, job.clips, job.item_seconds)
+    for [entry], content in with_content([[entry] for entry in entries], job, beginnings=True):
         try:
-            parts = guard.decode(_readable(data), *rule)
+            parts = _parts_in(guard, entry, content, job)
         except BadMedia as error:
             found.append({**entry, **only_part(entry), **reject_of(error)})
             continue
@@ -55,6 +50,20 @@ def probe_entries(row: Row, job: Job) -> Row:
         ]
         found += mirrored(of_file) if job.flip else of_file
     return {"items": json.dumps(found)}
+
+
+def _parts_in(
+    guard: GuardedDecoder, entry: Item, content: Content | BadMedia, job: Job
+) -> Sequence[Part]:
+    """By the file's beginning, if that is what was read; by all of it where that is not enough."""
+    rule = (entry["kind"], job.geometry, job.clips, job.item_seconds)
+    try:
+        return guard.decode(readable(content), *rule)
+    except BadMedia:
+        if not is_beginning(entry, content):
+            raise
+    [(_, whole)] = with_content([[entry]], job)
+    return guard.decode(readable(whole), *rule)
 
 
 def only_part(entry: Item) -> Item:
@@ -96,24 +105,37 @@ def decode_shard(row: Row, job: Job) -> Row:
         return {**row, "pixels": b"", "work": ""}
     items: list[Item] = json.loads(row["items"])
     files = [list(group) for _, group in groupby(items, key=lambda item: item["source"])]
-    guard = _guard(decode_parts, job.item_seconds, job.item_bytes)
+    guard = _guard(decode_held_parts, job.item_seconds, job.item_bytes)
     pixels, throughput = bytearray(), Throughput()
-    for parts, data in throughput.each(READ, _with_bytes(files, job.item_bytes)):
+    for parts, content in throughput.each(READ, with_content(files, job)):
         clips = [Clip(*part["clip"]) if "clip" in part else None for part in parts]
         # of a part and its mirror image one; a shard may begin between a file's mirror images
         each = sorted(set(clips), key=lambda clip: clip.start_s if clip else 0.0)
-        task = (parts[0]["kind"], each, row["bucket"], job.item_seconds)
-        with throughput.timed(DECODE, len(parts), 0 if isinstance(data, BadMedia) else len(data)):
+        size = len(content.data) if isinstance(content, Content) else 0
+        with throughput.timed(DECODE, len(parts), size):
             try:
-                found = guard.decode(_readable(data), *task)
+                task = (parts[0]["kind"], each, row["bucket"], job.item_seconds)
+                found = _decoded(guard, readable(content), file_name(parts[0]), *task)
                 decoded = dict(zip(each, found, strict=True))
             except BadMedia as error:
                 decoded = dict.fromkeys(each, error)
             found = [_turned(decoded[clip], part) for clip, part in zip(clips, parts, strict=True)]
-            _complete(parts, found, data)
+            _complete(parts, found, content)
             pixels += b"".join(part.frames.tobytes() for part in found if isinstance(part, Pixels))
     done = {"items": json.dumps(items), "pixels": bytes(pixels), "work": throughput.tell()}
     return {**row, **done}
+
+
+def _decoded(
+    guard: GuardedDecoder, data: bytes, name: str, kind: str, *task: Any
+) -> list[Pixels | BadMedia]:
+    """A video is sent to the child only if it has not got it from the shard before."""
+    if kind == "video":
+        try:
+            return guard.decode(None, name, kind, *task)
+        except NotHeld:
+            pass
+    return guard.decode(data, name, kind, *task)
 
 
 def _turned(part: Pixels | BadMedia, item: Item) -> Pixels | BadMedia:
@@ -124,74 +146,18 @@ def _turned(part: Pixels | BadMedia, item: Item) -> Pixels | BadMedia:
 
 
 def _complete(
-    items: Sequence[Item], found: Sequence[Pixels | BadMedia], data: bytes | BadMedia
+    items: Sequence[Item], found: Sequence[Pixels | BadMedia], content: Content | BadMedia
 ) -> None:
     """Tell each item what became of it."""
     file: Item = {}
-    if not isinstance(data, BadMedia):
-        file = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    if isinstance(content, Content):
+        file = {"sha256": content.sha256, "bytes": len(content.data)}
     for item, part in zip(items, found, strict=True):
         if isinstance(part, BadMedia):
             item.update(reject_of(part))
         else:
             hash = difference_hash(part.frames[0])
             item.update(file, height=part.height, width=part.width, crop=part.crop, hash=hash)
-
-
-def _with_bytes(
-    files: Sequence[list[Item]], item_bytes: int
-) -> Iterator[tuple[list[Item], bytes | BadMedia]]:
-    """Each file's items with its bytes, or with why it is not read; a few are read ahead."""
-    read = MediaReader().read
-    with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
-        for some in read_together([_size(items) for items in files], READ_AHEAD, READS_IN_FLIGHT):
-            group = [files[place] for place in some]
-            found = readers.map(lambda items: _bytes_within(read, items[0], item_bytes), group)
-            yield from zip(group, found, strict=True)
-
-
-def read_together(sizes: Sequence[int], most: int, count: int) -> Iterator[range]:
-    """Consecutive files of at most so many bytes in all, and at most `count`; at least one."""
-    start, held = 0, 0
-    for place, size in enumerate(sizes):
-        if place > start and (held + size > most or place - start == count):
-            yield range(start, place)
-            start, held = place, 0
-        held += size
-    if sizes:
-        yield range(start, len(sizes))
-
-
-def _size(items: Sequence[Item]) -> int:
-    """Of the items' file; one of unknown size is as small as pictures in tables are."""
-    return int(items[0].get("size") or 0)
-
-
-def _bytes_within(read: Callable[[str], bytes], item: Item, most: int) -> bytes | BadMedia:
-    """The file's bytes, unless it is so large that decoding has no room for it."""
-    size = _size([item])
-    if size > most:
-        told = f"{size} bytes are more than encode.item_gib, {most / 2**30:.3g} GiB"
-        return BadMedia("read", "too large", told)
-    return _bytes(read, item["uri"])
-
-
-def _readable(data: bytes | BadMedia) -> bytes:
-    if isinstance(data, BadMedia):
-        raise data
-    return data
-
-
-def _bytes(read: Callable[[str], bytes], uri: str) -> bytes:
-    """The file's bytes. What the driver has listed and a worker cannot read is no bad media."""
-    try:
-        return read(uri)
-    except (FileNotFoundError, PermissionError) as error:
-        raise UserError(
-            f"{uri} was listed but a worker cannot read it ({type(error).__name__}): every "
-            "node needs the same disk or bucket and the right to read it; then run the same "
-            "command again, it goes on from what is finished"
-        ) from error
 
 
 @lru_cache(maxsize=2)

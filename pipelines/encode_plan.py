@@ -1,6 +1,7 @@
 """What the latent store is to hold, and with what it is made: decided before anything starts."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,14 +13,16 @@ from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.schema import ARRAY_DTYPE, caption_digest, caption_rows, captions_digest
 from ldm_core.media.buckets import Geometry, causal_lengths
 from ldm_core.media.entries import Listing, MediaEntry, Reject
+from ldm_core.media.locators import cell_place
 from ldm_core.media.parts import ClipRule
 from ldm_core.media.sources import list_media
-from ldm_core.text.encoders import clip_digest, t5_digest
+from ldm_core.text.encoders import clip_digest, t5_digest, t5_width
 from ldm_core.text.tiny import build_tiny_text_encoders
 from ldm_core.text.uris import placed
 from pipelines.recipes.schema import Recipe, check_size
 from pipelines.recipes.sections import EncodeSection
 
+WITNESSES = 3  # files, spread over all
 CODE = "buckets 1"  # names what this code does to media; a change makes rows stale
 _USUAL = {"precision": "fp32", "tile": None, "flip": False}
 
@@ -28,7 +31,11 @@ Item = dict[str, Any]  # a file or a part of one on its way, with what is found 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know, the same for every shard."""
+    """What a worker needs to know, the same for every shard.
+
+    Attributes:
+        witnesses: locators of a few files: who cannot read any of them lacks the storage.
+    """
 
     store: str
     geometry: Geometry
@@ -45,6 +52,7 @@ class Job:
     flip: bool = False
     item_seconds: float = 120.0
     item_bytes: int = 4 << 30
+    witnesses: tuple[str, ...] = ()
 
     @property
     def unusual(self) -> dict[str, Any]:
@@ -63,6 +71,7 @@ class Plan:
         texts: the text encoders, "t5" and "clip".
         entries: files to encode, by id.
         rejects: what the listing itself refused, by id.
+        token_bytes: the most of a caption's tokens in 16 bits, by encoder.
     """
 
     job: Job
@@ -70,6 +79,7 @@ class Plan:
     texts: tuple[EncoderEntry, ...]
     entries: dict[str, Item]
     rejects: dict[str, Item]
+    token_bytes: Mapping[str, int]
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -134,7 +144,9 @@ def make_plan(
         EncoderEntry(name=name, uri=uri, digest=stored_as(digest, dtype))
         for name, (uri, digest, dtype) in digests.items()
     )
-    return Plan(job, autoencoder, texts, entries, _refused(listing))
+    job = replace(job, witnesses=_witnesses(listing))
+    tokens = {"t5": 2 * job.max_tokens * t5_width(job.t5)}
+    return Plan(job, autoencoder, texts, entries, _refused(listing), tokens)
 
 
 def missing_tiny_encoders(recipe: Recipe) -> bool:
@@ -190,6 +202,12 @@ def encode_job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
     )
 
 
+def _witnesses(listing: Listing) -> tuple[str, ...]:
+    count = len(listing.entries)
+    places = sorted({k * count // WITNESSES for k in range(WITNESSES)} if count else ())
+    return tuple(listing.entries[place].uri for place in places)
+
+
 def _clip_rule(section: EncodeSection, multiple: int) -> ClipRule:
     return ClipRule(section.fps, section.frames, section.stride, multiple, section.cut_at_scenes)
 
@@ -216,6 +234,11 @@ def _entry(entry: MediaEntry, decisive: dict[str, list[object]]) -> Item:
 
 def _captions(entries: dict[str, Item]) -> list[str]:
     return sorted({text for item in entries.values() for text, _ in item["captions"]} | {""})
+
+
+def as_they_lie(item: Item) -> tuple[str, int, int, str]:
+    """Sorts files: rows of one Parquet row group side by side, for it is read as a whole."""
+    return (*cell_place(item["uri"]), item["source"] if "source" in item else item["id"])
 
 
 def stored_as(digest: str, dtype: str) -> str:

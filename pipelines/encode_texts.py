@@ -10,7 +10,8 @@ from ldm_core.latents.ledger import Difference, compare, cut, shard_name
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.store import LatentStore
 from pipelines.encode_media import Row
-from pipelines.encode_plan import Plan
+from pipelines.encode_plan import Plan, as_they_lie
+from pipelines.recipes.sections import EncodeSection
 
 TEXT_KEY = ("encoder", "caption_digest")
 
@@ -48,16 +49,21 @@ def by_first_use(
         plan: knows the files' captions.
     """
     rank = {caption_digest(""): -1}
-    for _, source in sorted(places):
+    for _, source in sorted(places, key=lambda at: (at[0], *as_they_lie(plan.entries[at[1]]))):
         for text, _ in plan.entries[source]["captions"]:
             rank.setdefault(caption_digest(text), len(rank))
     return sorted(missing, key=lambda pair: (pair[0], rank.get(pair[1], len(rank)), pair[1]))
 
 
-def text_shards(plan: Plan, missing: list[tuple[str, str]], size: int) -> Iterator[Row]:
-    """The missing captions, encoder by encoder, as rows of the columns that media have."""
+def text_shards(
+    plan: Plan, missing: list[tuple[str, str]], section: EncodeSection
+) -> Iterator[Row]:
+    """The missing captions, encoder by encoder, as rows of the columns that media have; cut so that
+    their embeddings have room in encode.shard_mib."""
     captions = {caption_digest(caption): caption for caption in plan.captions}
     for entry in plan.texts:
+        room = section.shard_mib * 2**20 // plan.token_bytes.get(entry.name, 1)
+        size = min(section.shard_size, max(1, room))
         for keys in cut([digest for name, digest in missing if name == entry.name], size):
             texts = json.dumps([captions[digest] for digest in keys])
             shard = shard_name([entry.name, entry.digest, *keys])

@@ -39,6 +39,9 @@ from pipelines.encode_plan import Item, Job, stored_as
 from pipelines.encode_throughput import ENCODE, TEXT, WRITE, Throughput
 
 CPU_PIXELS = 2**17  # 32 pictures of 64 x 64, 2 of 256 x 256; larger batches are slower there
+# 128 pictures of 256 x 256, 8 of 1024 x 1024, of which an autoencoder of Stable Diffusion's kind
+# takes some GB each in float32; where that is too much, batches are halved.
+GPU_PIXELS = 2**23
 
 
 class EncodeShard:
@@ -68,6 +71,7 @@ class EncodeMedia:
         torch.set_num_threads(threads)
         self.job, self.store, self.device = job, LatentStore(job.store), device
         self.autoencoder = _loaded(job, device)
+        self.most_pixels = CPU_PIXELS if device == "cpu" else GPU_PIXELS
 
     def __call__(self, row: Row) -> Row:
         """Encode one shard; the result row lists the files written."""
@@ -90,23 +94,42 @@ class EncodeMedia:
         bucket = Bucket.parse(row["bucket"])
         size = (bucket.frames, bucket.height, bucket.width, 3)
         pixels = np.frombuffer(row["pixels"], np.uint8).reshape(len(good), *size)
-        at_once = self.at_once(bucket)
-        for start in range(0, len(good), at_once):
-            stop = start + at_once
-            self._encode(good[start:stop], pixels[start:stop])
+        start = 0
+        while start < len(good):
+            stop = start + self.at_once(bucket)
+            if self._has_room(good[start:stop], pixels[start:stop], bucket):
+                start = stop
+
+    def _has_room(self, items: list[Item], pixels: np.ndarray, bucket: Bucket) -> bool:
+        """Encode them, or have batches of half as many frames from now on.
+
+        Raises:
+            UserError: there is no room for a single frame.
+        """
+        try:
+            self._encode(items, pixels)
+            return True
+        except torch.OutOfMemoryError as error:
+            frames = self._frames_at_once(bucket.height, bucket.width)
+            if frames == 1:
+                raise UserError(
+                    f"{self.device} has no room to encode a sample of {bucket.name} (height x "
+                    "width x frames): set or lower encode.tile, set encode.precision=bf16 or lower "
+                    "encode.frames"
+                ) from error
+        self.most_pixels = frames // 2 * bucket.height * bucket.width
+        torch.cuda.empty_cache()  # here: the error holds what was allocated until it is gone
+        return False
 
     def at_once(self, bucket: Bucket) -> int:
-        """Parts of a batch: as many as the job says, on a CPU no more than its caches have room
-        for; one of those that are cut into tiles."""
+        """Parts of a batch: as many as the job says, but no more than its device has room for, a
+        CPU in its caches; one of those that are cut into tiles."""
         return max(1, self._frames_at_once(bucket.height, bucket.width) // bucket.frames)
 
     def _frames_at_once(self, height: int, width: int) -> int:
         if self.job.tile and max(height, width) > self.job.tile:
             return 1
-        frames = self.job.batch_size
-        if self.device == "cpu":
-            frames = min(frames, CPU_PIXELS // (height * width))
-        return max(1, frames)
+        return max(1, min(self.job.batch_size, self.most_pixels // (height * width)))
 
     def _encode(self, items: Sequence[Item], pixels: np.ndarray) -> None:
         """Add each item's posterior; a non-finite one makes the item a reject."""

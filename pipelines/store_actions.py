@@ -12,7 +12,7 @@ from ldm_core.latents.lock import locked
 from ldm_core.latents.schema import TABLES
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.tally import Check
-from ldm_core.latents.vacuum import DataFile, plan_vacuum, vacuum
+from ldm_core.latents.vacuum import DataFile, VacuumPlan, plan_vacuum, vacuum
 from ldm_core.latents.verify import verify
 from pipelines.credentials import masked
 from pipelines.exit_codes import JobFailed
@@ -94,28 +94,16 @@ def vacuum_store(uri: str, keep: int, older_than: float, dry_run: bool) -> None:
         UserError: nothing published there, numbers out of range, or a job that is writing it.
     """
     store = LatentStore(uri)
-    plan = plan_vacuum(store, keep, older_than)
-    rows: list[list[Cell]] = [
-        ["versions", len(plan.versions), ""],
-        ["files only they had, or none", len(plan.superseded), _total(plan.superseded)],
-        ["abandoned files", len(plan.abandoned), _total(plan.abandoned)],
-    ]
-    words = "would go" if dry_run else "go"
-    print_table(f"what {words} of {masked(store.uri)}", ("", "number", "size"), rows)
-    _list_some("versions", [str(number) for number in plan.versions])
-    _list_some("files", [f"{file.table}/{file.path}" for file in plan.files])
-    print(f"versions kept: {', '.join(map(str, plan.kept))}")
-    if plan.young:
-        print(
-            f"{len(plan.young)} uncommitted files stay, younger than {older_than:g} hours: a "
-            "running job may have written them (--older-than)"
-        )
-    options = ["--vacuum", "--keep", str(keep), "--older-than", f"{older_than:g}"]
+    plan = plan_vacuum(store, keep, older_than)  # says what is wrong before a lock is written
     if dry_run:
-        _next(uri, *options)
+        _tell_vacuum(store, plan, older_than, "would go")
+        _next(uri, "--vacuum", "--keep", str(keep), "--older-than", f"{older_than:g}")
         return
-    with locked(store.uri), Progress("vacuum", len(plan.files), "files") as bar:
-        vacuum(store, plan, bar.update)
+    with locked(store.uri):  # what nobody had committed, a job that ended since may have
+        plan = plan_vacuum(store, keep, older_than)
+        _tell_vacuum(store, plan, older_than, "go")
+        with Progress("vacuum", len(plan.files), "files") as bar:
+            vacuum(store, plan, bar.update)
     print(f"{_total(plan.files)} freed")
     _next(uri, "--verify")
 
@@ -149,6 +137,23 @@ def compact_store(uri: str, target_mb: int) -> None:
 
 
 # Lines and rows
+
+
+def _tell_vacuum(store: LatentStore, plan: VacuumPlan, older_than: float, words: str) -> None:
+    rows: list[list[Cell]] = [
+        ["versions", len(plan.versions), ""],
+        ["files only they had, or none", len(plan.superseded), _total(plan.superseded)],
+        ["abandoned files", len(plan.abandoned), _total(plan.abandoned)],
+    ]
+    print_table(f"what {words} of {masked(store.uri)}", ("", "number", "size"), rows)
+    _list_some("versions", [str(number) for number in plan.versions])
+    _list_some("files", [f"{file.table}/{file.path}" for file in plan.files])
+    print(f"versions kept: {', '.join(map(str, plan.kept))}")
+    if plan.young:
+        print(
+            f"{len(plan.young)} uncommitted files stay, younger than {older_than:g} hours: a "
+            "running job may have written them (--older-than)"
+        )
 
 
 def _facts(version: StoreVersion) -> AutoencoderFacts | None:

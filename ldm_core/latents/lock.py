@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from ldm_core.errors import UserError
 from ldm_core.files import filesystem, join, read_bytes, remove, write_bytes
@@ -41,6 +42,10 @@ class Owner:
         since, renewed: seconds since 1970, by the owner's clock.
         released: whether it was given back.
         token: random, by which an owner knows its own lock again.
+        machine: the boot of a kernel and a namespace of its process ids; none where unknown. Hosts
+            of one name may be containers whose processes do not see each other.
+        started: when the process began, ticks of the kernel's clock since that boot: a container
+            that is started again may give another process the same id.
     """
 
     host: str
@@ -49,12 +54,16 @@ class Owner:
     renewed: float
     released: bool = False
     token: str = ""
+    machine: str = ""
+    started: int = 0
 
     def alive(self, now: float, expiry: float = EXPIRY_S) -> bool:
-        """Whether it may still be writing; an owner on this machine is looked up."""
+        """Whether it may still be writing; an owner whose process this one would see is looked
+        up."""
         if self.released or now - self.renewed > expiry:
             return False
-        return self.host != socket.gethostname() or _runs(self.pid)
+        here = self.machine and self.machine == _machine()
+        return not here or _started(self.pid) == self.started
 
 
 class StoreLock:
@@ -123,7 +132,7 @@ def locked(uri: str) -> Iterator[StoreLock]:
 def take(uri: str) -> StoreLock:
     """Take the store's lock, or raise as `locked` does."""
     now = time.time()
-    owner = Owner(socket.gethostname(), os.getpid(), now, now, token=uuid.uuid4().hex)
+    owner = _this_process(now)
     for _ in range(_LOOKS):
         newest = max(_numbers(uri), default=0)
         holder = _read(uri, newest) if newest else None
@@ -177,10 +186,32 @@ def _text(owner: Owner) -> bytes:
     return (json.dumps(asdict(owner)) + "\n").encode()
 
 
-def _runs(pid: int) -> bool:
-    """Whether a process of this machine is there, a dead one that nobody has buried aside."""
+def _this_process(now: float) -> Owner:
+    return Owner(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        since=now,
+        renewed=now,
+        token=uuid.uuid4().hex,
+        machine=_machine(),
+        started=_started(os.getpid()) or 0,
+    )
+
+
+def _machine() -> str:
+    """The boot and the namespace of process ids; none where there is no /proc."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[-1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int | None:
+    """When a process began; None if it is not there or dead and not yet buried."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rsplit(")", 1)[-1].split()  # the third, the state, and those after it
+    return None if fields[0] == "Z" else int(fields[19])

@@ -173,7 +173,7 @@ def fit(pixels: np.ndarray, bucket: Bucket) -> tuple[np.ndarray, Crop]:
     """
     frames = pixels[None] if pixels.ndim == 3 else pixels
     assert len(frames) == bucket.frames, f"{len(frames)} frames for bucket {bucket.name}"
-    left, top, right, bottom = crop = _centred(frames.shape[1], frames.shape[2], bucket)
+    left, top, right, bottom = crop = centred(frames.shape[1], frames.shape[2], bucket)
     window = frames[:, top:bottom, left:right]
     if window.shape[1:3] == (bucket.height, bucket.width):
         fitted = window.copy()
@@ -210,8 +210,9 @@ def _mismatch(bucket: Bucket, height: int, width: int) -> tuple[float, int]:
     return max(one, other) / min(one, other), max(bucket.height, bucket.width)
 
 
-def _centred(height: int, width: int, bucket: Bucket) -> Crop:
-    """The largest part with the bucket's shape, to the nearest whole pixel of its cut side."""
+def centred(height: int, width: int, bucket: Bucket) -> Crop:
+    """The largest part of a picture with the bucket's shape: to the nearest whole pixel of the side
+    that is cut."""
     if width * bucket.height > height * bucket.width:
         size = height, _share(height, bucket.width, bucket.height)
     else:

@@ -34,6 +34,12 @@ def cell_uri(file: str, row_group: int, row: int, column: str) -> str:
     return f"{file}#row_group={row_group}&row={row}&column={name}"
 
 
+def cell_place(uri: str) -> tuple[str, int, int]:
+    """File, row group and row of a Parquet cell, by which cells sort as they lie; else nothing."""
+    cell = _CELL.fullmatch(uri)
+    return (cell[1], int(cell[2]), int(cell[3])) if cell else ("", 0, 0)
+
+
 def read_media(uri: str) -> bytes:
     """The bytes that a locator names, local or remote; see `MediaReader` for many of them.
 
@@ -71,6 +77,16 @@ class MediaReader:
             return self._read_cell(place, int(cell[3]))
         fs, path = filesystem(uri)
         return bytes(fs.cat_file(path))
+
+    def head(self, uri: str, count: int) -> bytes:
+        """At least the first `count` bytes of a picture or video, or all of it; raises as `read`
+        does."""
+        if part := _PART.fullmatch(uri):
+            return _read_part(part[1], int(part[2]), min(int(part[3]), count))
+        if _CELL.fullmatch(uri):
+            return self.read(uri)
+        fs, path = filesystem(uri)
+        return bytes(fs.cat_file(path, start=0, end=count))
 
     def _read_cell(self, place: _CellPlace, row: int) -> bytes:
         column = self._column(place)

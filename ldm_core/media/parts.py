@@ -4,13 +4,13 @@ Both functions take bytes and give plain values, so that they can be called in a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ldm_core.errors import BadMedia
-from ldm_core.media.buckets import Bucket, Crop, Geometry, fit
-from ldm_core.media.clips import Clip, cut_clips, decode_clips
+from ldm_core.media.buckets import Bucket, Crop, Geometry, centred, fit
+from ldm_core.media.clips import Clip, cut_clips, decode_fitted
 from ldm_core.media.decode import decode_image, image_size
 from ldm_core.media.video import probe_video, scene_changes
 
@@ -85,8 +85,10 @@ def decode_parts(
     try:
         if kind == "image":
             return [_fitted(decode_image(data)[None], size)]
-        for frames in decode_clips(data, [clip for clip in clips if clip], seconds=seconds):
-            found.append(_fitted(frames, size))
+        still, named = replace(size, frames=1), [clip for clip in clips if clip]
+        for part in decode_fitted(data, named, lambda frame: fit(frame, still)[0], seconds=seconds):
+            crop = centred(part.height, part.width, size)
+            found.append(Pixels(part.frames, crop, part.height, part.width))
     except BadMedia as error:  # earlier clips lie before the damage
         found += [error] * (len(clips) - len(found))
     return found

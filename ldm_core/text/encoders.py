@@ -161,6 +161,11 @@ def t5_digest(uri: str, max_tokens: int = 128) -> str:
         return _t5_digest(folder, max_tokens)
 
 
+def t5_width(uri: str) -> int:
+    """D of the tokens of what `load_t5` would load."""
+    return int(read_json(join(uri, "config.json"))["d_model"])
+
+
 def clip_digest(uri: str, max_tokens: int = 77) -> str:
     """The digest of what `load_clip` would load, from the files alone; raises as it does."""
     found = []

@@ -86,7 +86,8 @@ class EncodeSection(Section):
 
     Attributes:
         shard_size: the most samples of a shard, which is a file of the store.
-        shard_mib: the most MiB of its decoded pixels, which travel from CPU tasks to the encoder.
+        shard_mib: the most MiB of its decoded pixels, which travel from CPU tasks to the encoder,
+            or of its captions' tokens.
         batch_size: frames encoded at once.
         max_aspect: 1 crops all to squares of the recipe's size; with more, pictures go to buckets
             of about as many pixels whose sides are up to this ratio apart.

@@ -63,6 +63,37 @@ def test_a_dead_owner_here_is_known_to_be_dead(tmp_path):
         assert left + 1 in numbers(tmp_path)
 
 
+def told(uri: Path, number: int) -> dict:
+    return json.loads((uri / "locks" / f"{number:08d}.json").read_text())
+
+
+def test_an_owner_in_another_namespace_of_this_host_is_waited_for(tmp_path):
+    """Its process is not to be seen here, and renewed the lock a moment ago."""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                          capture_output=True, check=True, text=True)  # fmt: skip
+    mine = take(str(tmp_path))
+    mine.release()
+    boot, namespace = told(tmp_path, 1)["machine"].split()
+    owner = {"host": socket.gethostname(), "pid": int(gone.stdout), "started": 1}
+    for machine in (f"{boot} {int(namespace) + 1}", f"another {namespace}", ""):
+        leave_behind(tmp_path, 2, machine=machine, **owner)
+        with pytest.raises(UserError, match="is being written"):
+            take(str(tmp_path))
+    leave_behind(tmp_path, 2, machine=f"{boot} {namespace}", **owner)
+    take(str(tmp_path)).release()
+
+
+def test_another_process_of_the_same_id_is_not_the_owner(tmp_path):
+    """As in a container that is started again, whose first process is always 1."""
+    take(str(tmp_path)).release()
+    before = told(tmp_path, 1) | {"released": False}
+    leave_behind(tmp_path, 1, **before)
+    with pytest.raises(UserError, match="is being written"):
+        take(str(tmp_path))
+    leave_behind(tmp_path, 1, **before | {"started": before["started"] - 1})
+    take(str(tmp_path)).release()
+
+
 def test_who_was_thought_dead_finds_out(tmp_path):
     with locked(str(tmp_path)) as slow:
         leave_behind(tmp_path, slow.number + 1)

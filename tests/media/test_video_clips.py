@@ -7,7 +7,9 @@ import pytest
 from video_files import encode, numbered, numbers
 
 from ldm_core.errors import UserError
+from ldm_core.media.buckets import Bucket, fit
 from ldm_core.media.clips import Clip, cut_clips, decode_clip, decode_clips
+from ldm_core.media.parts import decode_parts
 from ldm_core.media.video import VideoFacts, probe_video
 
 
@@ -99,6 +101,20 @@ def test_only_the_frames_of_the_clips_at_hand_are_held():
 
     assert peak(lambda: decode_clip(data, clips[20])) < 16 * one
     assert peak(lambda: [len(frames) for frames in decode_clips(data, clips)]) < 32 * one
+
+
+def test_of_a_clip_for_a_bucket_one_frame_is_held_at_the_videos_size():
+    images = numbered(40, width=320, height=240)
+    data, one = encode(images, "avi", gop=20), images[0].nbytes
+    clip, bucket = Clip(0.0, 33, 30), Bucket(48, 80, 33)
+    whole = decode_clip(data, clip)
+    found = []
+    assert (
+        peak(lambda: found.extend(decode_parts(data, "video", [clip], bucket.name, 9))) < 12 * one
+    )
+    fitted, crop = fit(whole, bucket)
+    assert np.array_equal(found[0].frames, fitted)
+    assert (found[0].crop, found[0].height, found[0].width) == (crop, 240, 320)
 
 
 def peak(work):

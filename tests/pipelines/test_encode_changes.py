@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipelines import encode_changes, encode_latents
 from pipelines.encode_changes import Ceiling
 from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_plan import describe_autoencoder, make_plan
+from pipelines.encode_texts import text_shards
 from pipelines.encode_workers import EncodeMedia, EncodeTexts
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection
@@ -138,6 +140,18 @@ def test_texts_of_a_run_that_goes_on_are_cut_as_an_undisturbed_runs(tmp_path, mo
 
     assert len(newest(calm).manifest.buckets) == 2
     assert texts(mine) == texts(calm)
+
+
+def test_captions_are_cut_so_that_their_tokens_have_room(recipe):
+    plan = make_plan(recipe.located(), describe_autoencoder(recipe.located()))
+    assert plan.token_bytes == {"t5": 2 * recipe.text.max_tokens * recipe.text.tiny_width}
+    wide = replace(plan, token_bytes={"t5": 2**20 // 3})
+    section = recipe.encode.model_copy(update={"shard_mib": 1})
+    rows = list(text_shards(wide, sorted(plan.text_rows()), section))
+    sizes = [(row["encoder"], len(json.loads(row["items"]))) for row in rows]
+    assert sizes == [("t5", 3), ("t5", 3), ("t5", 1), ("clip", COUNT + 1)]
+    wider = replace(plan, token_bytes={"t5": 2**30})
+    assert len(list(text_shards(wider, sorted(plan.text_rows()), section))) == COUNT + 2
 
 
 def test_captions_that_are_embedded_twice_are_not_published(recipe):

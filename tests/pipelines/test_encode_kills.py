@@ -27,6 +27,8 @@ from ldm_core.latents.verify import verify
 from pipelines.recipes.schema import Recipe
 
 KILLS, PICTURES, SHARD = 21, 1600, 4
+FIRST = 50  # files that are looked into before some are encoded, then 100, ...
+SHAPES = ((16, 16), (12, 22), (22, 12), (30, 20))
 PATIENCE_S = 400  # after which something hangs: a busy machine starts a job in minutes
 
 
@@ -48,6 +50,7 @@ def _title(process: psutil.Process) -> str:
 
 def run(recipe: Recipe) -> subprocess.Popen:
     script = (
+        f"from pipelines import encode_rounds; encode_rounds.FIRST_FILES = {FIRST}; "
         "import sys; from pipelines.encode_latents import encode; "
         "from pipelines.recipes.schema import Recipe; from pipelines.stage import Options; "
         "encode(Recipe.model_validate_json(sys.argv[1]), Options())"
@@ -115,13 +118,14 @@ def recipe(tmp_path: Path) -> Recipe:
     (tmp_path / "data").mkdir()
     names = [f"{k:04d}.png" for k in range(PICTURES)]
     for k, name in enumerate(names):
-        pixels = np.random.default_rng(k).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        shape = (*SHAPES[k % len(SHAPES)], 3)
+        pixels = np.random.default_rng(k).integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "data" / name)
     for name in names[::40]:
         (tmp_path / "data" / name).write_bytes(b"broken")
     write_captions(tmp_path / "data", {name: f"picture {k % 397}" for k, name in enumerate(names)})
     source = saved(tiny_kl(), tmp_path / "kl")
-    settings = {"max_aspect": 1, "upscale": True, "shard_size": SHARD}
+    settings = {"max_aspect": 2, "upscale": True, "shard_size": SHARD}
     return project(tmp_path, 16, source, **settings)
 
 

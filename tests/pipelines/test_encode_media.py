@@ -20,7 +20,7 @@ from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.media.locators import MediaReader
 from ldm_core.media.pixels import to_image, to_pixels
 from pipelines import encode_media
-from pipelines.encode_media import read_together
+from pipelines.encode_files import read_together
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, TrainSection
 

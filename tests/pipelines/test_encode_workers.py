@@ -1,10 +1,13 @@
 """The callables that encode pictures on Ray, without Ray."""
 
+import errno
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,11 +17,11 @@ from test_encode_media import saved, tiny_kl
 from ldm_core.autoencoders.autoencoder import IdentityAutoencoder, Posterior
 from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
-from ldm_core.media.buckets import Geometry
+from ldm_core.media.buckets import Bucket, Geometry
 from ldm_core.media.locators import MediaReader
 from ldm_core.media.parts import ClipRule
-from pipelines import encode_media, encode_workers
-from pipelines.encode_media import decode_shard
+from pipelines import encode_files, encode_workers
+from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Job
 from pipelines.encode_workers import EncodeMedia, parts_of
 from pipelines.recipes.sections import Workers
@@ -59,7 +62,7 @@ def test_decoding_keeps_bad_files_in_the_row(data, job):
 
 def test_more_files_than_are_read_at_once(data, job):
     names = [path.name for path in sorted(data.glob("0*.png"))] * 3
-    assert len(names) > encode_media.READS_IN_FLIGHT
+    assert len(names) > encode_files.READS_IN_FLIGHT
     row = decode_shard(shard(data, *names), job)
     assert len(row["pixels"]) == len(names) * SIZE * SIZE * 3
 
@@ -83,6 +86,56 @@ def test_an_outage_is_not_a_bad_file(data, job, monkeypatch, raised, seen, told)
     monkeypatch.setattr(MediaReader, "read", down)
     with pytest.raises(seen, match=told):
         decode_shard(shard(data, "001.png"), job)
+
+
+class TestUnreadable:
+    """Files that are listed, and of which the storage gives no bytes."""
+
+    @pytest.fixture
+    def folder(self, data: Path, tmp_path: Path) -> Path:
+        """A good file, one that is gone, and a directory where a file was."""
+        (tmp_path / "data" / "002.png").mkdir(parents=True)
+        shutil.copy(data / "001.png", tmp_path / "data")
+        return tmp_path / "data"
+
+    def test_what_others_of_the_shard_can_is_a_reject(self, folder, job):
+        row = decode_shard(shard(folder, "gone.png", "001.png", "002.png"), job)
+        told = [(i.get("stage"), i.get("reason")) for i in json.loads(row["items"])]
+        assert told == [("read", "file missing"), (None, None), ("read", "unreadable")]
+        assert len(row["pixels"]) == SIZE * SIZE * 3
+
+    def test_what_others_of_the_source_can_is_a_reject(self, folder, job):
+        alone = shard(folder, "002.png")
+        job = replace(job, witnesses=(str(folder / "gone.png"), str(folder / "001.png")))
+        [item] = json.loads(decode_shard(alone, job)["items"])
+        assert (item["stage"], item["reason"]) == ("read", "unreadable")
+        assert "IsADirectoryError" in item["detail"]
+
+    def test_where_none_can_be_read_the_job_stops(self, folder, job):
+        job = replace(job, witnesses=(str(folder / "gone.png"), str(folder / "002.png")))
+        with pytest.raises(UserError, match=r"002\.png was .*IsADirectoryError\), nor others"):
+            decode_shard(shard(folder, "002.png", "gone.png"), job)
+
+    def test_of_other_storage_nothing_follows(self, folder, job):
+        job = replace(job, witnesses=(f"memory://bucket/{folder}/001.png",))
+        with fsspec.open(job.witnesses[0], "wb") as file:
+            file.write(b"some")
+        with pytest.raises(UserError, match="nor others"):
+            decode_shard(shard(folder, "gone.png"), job)
+
+    def test_when_it_is_looked_into_too(self, folder, job):
+        entries = json.loads(shard(folder, "gone.png", "001.png", "002.png")["items"])
+        told = json.loads(probe_entries({"items": json.dumps(entries)}, job)["items"])
+        assert [item.get("reason") for item in told] == ["file missing", None, "unreadable"]
+
+    def test_a_machine_without_descriptors_is_no_bad_file(self, folder, job, monkeypatch):
+        def none_left(self, uri: str) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr(MediaReader, "read", none_left)
+        job = replace(job, witnesses=(str(folder / "001.png"),))
+        with pytest.raises(OSError, match="Too many open files"):
+            decode_shard(shard(folder, "002.png"), job)
 
 
 def test_a_non_finite_latent_is_a_reject(data, job, monkeypatch):
@@ -120,6 +173,50 @@ def test_batches_do_not_change_the_rows(data, job, tmp_path):
         rows.append(pq.read_table(f"{job.store}/samples/{part.path}").to_pylist())
     assert len(rows[0]) == len(names)
     assert rows[0] == rows[1] == rows[2]
+
+
+class Narrow(IdentityAutoencoder):
+    """Has room for so many pixels at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.seen = room, list[int]()
+
+    def encode(self, pixels: torch.Tensor) -> Posterior:
+        frames = pixels[:, 0].numel()
+        self.seen.append(frames // (SIZE * SIZE))
+        if frames > self.room:
+            raise torch.OutOfMemoryError
+        return super().encode(pixels)
+
+
+def test_a_batch_without_room_is_halved_and_so_are_those_after_it(data, job, monkeypatch):
+    names = [path.name for path in sorted(data.glob("0*.png"))][:14]
+    row = decode_shard(shard(data, *names), job)
+    expected, _ = EncodeMedia(job, threads=1, device="cpu").rows(row)
+    narrow = Narrow(3 * SIZE * SIZE)
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda *_: narrow)
+    encoder = EncodeMedia(replace(job, batch_size=11), threads=1, device="cpu")
+    found, rejects = encoder.rows(row)
+    assert (found, rejects) == (expected, [])
+    assert narrow.seen == [11, 5, *7 * [2]]
+    narrow.seen.clear()
+    encoder.rows(row)
+    assert narrow.seen == 7 * [2]
+
+
+def test_a_picture_without_room_is_told(data, job, monkeypatch):
+    row = decode_shard(shard(data, "001.png", "002.png"), job)
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda *_: Narrow(0))
+    with pytest.raises(UserError, match="cpu has no room to encode a sample of 16x16x1"):
+        EncodeMedia(job, threads=1, device="cpu").rows(row)
+
+
+def test_a_gpus_batches_are_bounded_by_pixels(job, monkeypatch):
+    monkeypatch.setattr(encode_workers, "load_autoencoder", lambda *_: Narrow(0))
+    encoder = EncodeMedia(replace(job, batch_size=64), threads=1, device="cuda")
+    sizes = [(256, 256, 1), (1024, 1024, 1), (1024, 1024, 5), (4096, 4096, 1)]
+    assert [encoder.at_once(Bucket(*size)) for size in sizes] == [64, 8, 1, 1]
 
 
 def test_frames_that_are_pictures_are_no_more_at_once_than_a_batch(job, monkeypatch):

@@ -1,5 +1,7 @@
 """`ldm store` as a user meets it: what it prints, what it leaves, and how it ends."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,24 @@ import torch
 from command_line import assert_mistake, files_under
 from diffusers import AutoencoderKLWan
 from PIL import Image
-from store_faults import add_sample, change_manifest, change_rows, data_files, sound_store
+from store_faults import (
+    add_sample,
+    change_manifest,
+    change_rows,
+    data_files,
+    reject,
+    sound_store,
+)
 
 from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.autoencoders.training import new_autoencoder
+from ldm_core.latents.lock import StoreLock
 from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.reader import sample_key
-from ldm_core.latents.schema import decode_array
+from ldm_core.latents.schema import TABLES, decode_array
 from ldm_core.latents.store import StoreVersion
 from ldm_core.media.pixels import to_image
+from pipelines import store_actions
 from pipelines.store_preview import write_preview
 from pipelines.text_tables import byte_size, print_table
 
@@ -248,6 +259,23 @@ class TestVacuum:
         assert ldm("store", "my latents", "--verify").exit_code == 0
         ldm("store", "my latents", "--vacuum", "--older-than", 0)
         assert not (tmp_path / "my latents" / "texts" / "young.parquet").exists()
+
+    def test_what_is_committed_before_it_has_the_lock_stays(self, ldm, version, monkeypatch):
+        """By a job that ends while this one waits to begin."""
+        store, table = version.store, "rejects"
+        row = pa.Table.from_pylist([reject("late.png")], schema=TABLES[table])
+        part, lock = store.write_part(table, row, "late"), store_actions.locked
+
+        @contextmanager
+        def after_another(uri: str) -> Iterator[StoreLock]:
+            store.commit(table, [part], "late")
+            with lock(uri) as held:
+                yield held
+
+        monkeypatch.setattr(store_actions, "locked", after_another)
+        result = ldm("store", "my latents", "--vacuum", "--older-than", 0)
+        assert result.exit_code == 0, result.output
+        assert "late.png" in store.table(table)["id"].to_pylist()
 
     def test_by_default_three_versions_stay(self, ldm, version):
         for k in range(4):
