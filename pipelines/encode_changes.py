@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from ldm_core.errors import UserError
 from ldm_core.files import exists, join
 from ldm_core.latents.ledger import StoredRow, Todo, compare_files, cut, shard_name
 from ldm_core.latents.lock import StoreLock
 from ldm_core.latents.schema import SAMPLES, TABLES, caption_rows, captions_digest
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.buckets import Bucket
+from pipelines.encode_ceiling import Ceiling, broken, too_many
 from pipelines.encode_media import Row, mirrored, only_part
 from pipelines.encode_on_ray import encode_shards, probe_files
 from pipelines.encode_plan import Item, Plan, as_they_lie
@@ -27,7 +27,6 @@ from pipelines.recipes.sections import EncodeSection
 from pipelines.stage import Context
 
 MEDIA = ("samples", "rejects")
-FIRST = 1000  # rows made from which on their rejects are a sign of what is to come
 
 
 @dataclass(frozen=True)
@@ -150,66 +149,6 @@ def _make_missing(
     return replace(todo, kept=todo.kept | new, places=places, rejects=ceiling.rejects)
 
 
-class Ceiling:
-    """How many rejects there may be: among all rows of media, and among those made so far.
-
-    Args:
-        share: of the rows, kept and to come.
-        rows: of samples and rejects.
-        rejects: that an earlier run has left and that stay.
-    """
-
-    def __init__(self, share: float, rows: int, rejects: int) -> None:
-        self.share, self.rows, self.rejects = share, rows, rejects
-
-    def over(self, made: Iterable[Row], refused: Iterable[Row] = ()) -> Iterator[Row]:
-        """The results; each is yielded, so that it can be committed, before it is counted.
-
-        Args:
-            made: by workers.
-            refused: what was known to be rejects before; they come first and tell nothing of the
-                others.
-
-        Raises:
-            UserError: there are too many, at the first already or by then.
-        """
-        self._check()
-        for result in refused:
-            yield result
-            self.rejects += _count(result, "rejects")
-            self._check()
-        done = rejects = 0
-        for result in made:
-            yield result
-            found = _count(result, "rejects")
-            done, rejects = done + found + _count(result, "samples"), rejects + found
-            self.rejects += found
-            self._check()
-            if too_many(self.share, done, rejects):
-                raise _broken(self.share, rejects, f"the first {done} rows")
-
-    def _check(self) -> None:
-        if self.rejects > self.share * self.rows:
-            raise _broken(self.share, self.rejects, f"{self.rows} rows")
-
-
-def too_many(share: float, done: int, rejects: int) -> bool:
-    """Whether what is done so far is broken throughout: `FIRST` rows at least tell."""
-    return done >= FIRST and rejects > share * done
-
-
-def _broken(share: float, rejects: int, among: str) -> UserError:
-    return UserError(
-        f"{rejects} rejects among {among} are more than encode.max_reject_share {share:g}: the "
-        "data itself seems broken. The table rejects in the store says why of each; mend the "
-        "data, try them again with --retry-rejects, or raise the share"
-    )
-
-
-def _count(result: Row, table: str) -> int:
-    return sum(part.rows for part in parts_of(result) if part.table == table)
-
-
 # Media: files -> parts of one bucket each -> shards
 
 
@@ -241,9 +180,7 @@ def _parts(plan: Plan, entries: Sequence[Item], writer: Writer, context: Context
             if too_many(share, len(seen), len(rejects)):
                 for result in _refuse(writer.store, rejects, section):
                     writer.commit(result)
-                raise _broken(
-                    section.max_reject_share, len(rejects), f"the first {len(seen)} files"
-                )
+                raise broken(section.max_reject_share, len(rejects), f"the first {len(seen)} files")
     return known + rejects
 
 

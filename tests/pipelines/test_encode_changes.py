@@ -16,8 +16,8 @@ from ldm_core.latents.card import store_card
 from ldm_core.latents.lock import locked
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.verify import verify
-from pipelines import encode_changes, encode_latents
-from pipelines.encode_changes import Ceiling
+from pipelines import encode_ceiling, encode_latents
+from pipelines.encode_ceiling import Ceiling
 from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.encode_texts import text_shards
@@ -277,7 +277,7 @@ def test_what_was_known_to_be_rejects_tells_nothing_of_the_others():
 
 def test_files_that_cannot_be_looked_into_are_given_up_soon(recipe, monkeypatch):
     """And what is known of them stays."""
-    monkeypatch.setattr(encode_changes, "FIRST", COUNT + 3)
+    monkeypatch.setattr(encode_ceiling, "FIRST", COUNT + 3)
     folder = Path(recipe.data)
     names = [f"x{k}.png" for k in range(60)]
     for name in names:
