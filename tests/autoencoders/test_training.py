@@ -47,6 +47,7 @@ def errors(model: Reconstruction) -> tuple[float, float]:
     )
 
 
+@pytest.mark.slow
 def test_halved_latents_decode_to_halved_pictures_once_trained_to():
     plain, equivariant = errors(trained(0.0)), errors(trained(0.5))
     assert plain[1] > 5 * plain[0]  # free to do otherwise, it does

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from covering import covering
 from planned_networks import CASES, DIT, MMDIT, build, inputs
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -46,9 +47,12 @@ def allocated(run):
     return sum(event.self_cpu_memory_usage for event in watch.events())
 
 
-@pytest.mark.parametrize("mode", ["none", "selective", "full"])
-@EVERY
-def test_what_is_kept_is_what_is_allocated(config, size, mode):
+MODES = {mode: mode for mode in ("none", "selective", "full")}
+
+
+@pytest.mark.parametrize(("case", "mode"), covering(CASES, MODES))
+def test_what_is_kept_is_what_is_allocated(case, mode):
+    config, size = case
     network, given = build(config), inputs(size, batch=8)
     recompute = {"none": lambda block: None, "selective": recompute_cheap, "full": recompute_all}
     for _, block in blocks_of(network):

@@ -12,7 +12,14 @@ from ldm_core.training.recomputation import recompute_all, recompute_cheap
 CASE, DEPTH = Case(Layout()), 3
 
 
-@pytest.mark.parametrize("recompute", [None, recompute_all, recompute_cheap])
+@pytest.mark.parametrize(
+    "recompute",
+    [
+        recompute_cheap,
+        pytest.param(None, marks=pytest.mark.slow),
+        pytest.param(recompute_all, marks=pytest.mark.slow),
+    ],
+)
 def test_blocks_share_their_code(recompute):
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
