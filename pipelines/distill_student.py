@@ -34,11 +34,11 @@ from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.backbones import lists_of_blocks
 from pipelines.cards import student_card
 from pipelines.meter import Meter
+from pipelines.model_registry import register_model
 from pipelines.ray_training import Job, due, fit
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import DistillSection
 from pipelines.stage import Context, Options, Record, forget_record, run_stage
-from pipelines.tracking import register_model
 from pipelines.training_state import Resuming
 
 WARMUP_STEPS = 10

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from ldm_core.files import absolute, exists, join, local_copy, upload_folder
 from pipelines.credentials import masked
+from pipelines.model_registry import named_version, register_model
 from pipelines.stage import forget_record
-from pipelines.tracking import Run, named_version, register_model
+from pipelines.tracking import Run
 from pipelines.train_inputs import initial_model
 
 CHAMPION = "champion"

@@ -16,6 +16,7 @@ from pipelines.backbones import declared_space
 from pipelines.commands import command
 from pipelines.denoiser_worker import denoiser_worker
 from pipelines.lineage import tell_parents
+from pipelines.model_registry import register_model
 from pipelines.promotion import CHAMPION, Score, copy_beside, decide, save_champion
 from pipelines.ray_training import fit
 from pipelines.recipes.schema import Recipe
@@ -29,7 +30,7 @@ from pipelines.stage import (
     stage_digest,
     up_to_date,
 )
-from pipelines.tracking import Run, register_model
+from pipelines.tracking import Run
 from pipelines.train_checks import check_autoencoder, check_training
 from pipelines.train_inputs import InitialModel, initial_model, input_digests, pinned
 from pipelines.train_plan import check_memory, plan_training

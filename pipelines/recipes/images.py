@@ -7,9 +7,9 @@ downsampling and widths are what a plan expects before anything is encoded.
 from collections.abc import Mapping
 
 from pipelines.recipes.base import Workers
+from pipelines.recipes.layout_section import LayoutSection
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, TrainSection
-from pipelines.recipes.train_section import LayoutSection
 
 SD_VAE = AutoencoderSection(source="models/sd-vae-ft-ema", downsampling=8, channels=4)
 SD3_VAE = AutoencoderSection(source="models/sd3-vae", downsampling=8, channels=16)

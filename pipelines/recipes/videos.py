@@ -9,9 +9,9 @@ Buckets are the largest boxes of a budget of pixels whose sides are multiples of
 
 from pipelines.recipes.image_s import image_tiny
 from pipelines.recipes.images import derived, gpus, image_b
+from pipelines.recipes.layout_section import LayoutSection
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection
-from pipelines.recipes.train_section import LayoutSection
 
 WAN_VAE = AutoencoderSection(
     source="models/wan-vae", downsampling=8, temporal_downsampling=4, channels=16

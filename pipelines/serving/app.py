@@ -44,7 +44,7 @@ class ServeArgs(ServeSection):
 
 def build_app(args: ServeArgs) -> serve.Application:
     """The application for a model; a registry alias is resolved here, once per deployment."""
-    from pipelines.tracking import resolve_model  # here: replicas need no MLflow
+    from pipelines.model_registry import resolve_model  # here: replicas need no MLflow
 
     found = absolute(resolve_model(args.model))
     return application(args.model_copy(update={"model": found, "name": args.model_id}))

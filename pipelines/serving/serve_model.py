@@ -15,11 +15,11 @@ from ray.serve.config import HTTPOptions
 from ldm_core.errors import UserError
 from ldm_core.files import absolute
 from ldm_core.model_directory import read_config
+from pipelines.model_registry import resolve_model
 from pipelines.ray_runtime import ray_session
 from pipelines.recipes.sections import ServeSection
 from pipelines.serving.app import APP_NAME, ServeArgs, build_app
 from pipelines.serving.web import GENERATIONS
-from pipelines.tracking import resolve_model
 
 EXAMPLE_PROMPT = "a large red circle in the center, white background"
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from pipelines import denoiser_worker as module
 from pipelines.denoiser_worker import ASK_S, SAVE_TICKS, DenoiserTraining, Watch, layout_for
+from pipelines.recipes.layout_section import LayoutSection
 from pipelines.recipes.sections import TrainSection, Workers
-from pipelines.recipes.train_section import LayoutSection
 
 
 def section(count: int, shard: int, context: int, least: int, parts: int) -> TrainSection:

@@ -17,9 +17,9 @@ from test_train import DRIVER, checkpointed, history, training_workers, wait_for
 from tiny_runs import SIZE, encode_here, tiny_recipe
 
 from ldm_core.media.shapes import write_shapes
+from pipelines.recipes.layout_section import LayoutSection
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import Workers
-from pipelines.recipes.train_section import LayoutSection
 from pipelines.stage import Options, Record
 from pipelines.tracking import tracking_uri
 from pipelines.train_denoiser import train_denoiser

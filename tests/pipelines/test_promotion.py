@@ -9,6 +9,7 @@ import pytest
 from tiny_project import backbone, model_config, random_network
 
 from ldm_core.model_directory import Reference, load_model, save_model
+from pipelines.model_registry import named_version, register_model, resolve_model
 from pipelines.promotion import (
     CHAMPION,
     Champion,
@@ -19,7 +20,7 @@ from pipelines.promotion import (
     save_champion,
 )
 from pipelines.recipes import RECIPES
-from pipelines.tracking import named_version, register_model, resolve_model, track
+from pipelines.tracking import track
 
 NAME = "shapes-teacher"
 HALF = Score(0.5, "store-1", "rows-1")

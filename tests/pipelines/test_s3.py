@@ -20,11 +20,11 @@ from ldm_core.media.shapes import write_shapes
 from ldm_core.model_directory import load_model
 from pipelines import train_autoencoder
 from pipelines.distill_student import distill_student
+from pipelines.model_registry import resolve_model
 from pipelines.picture_reader import split
 from pipelines.recipes.schema import Recipe
 from pipelines.sample_images import sample_images
 from pipelines.stage import Options, Record, read_record
-from pipelines.tracking import resolve_model
 from pipelines.train_denoiser import train_denoiser
 
 

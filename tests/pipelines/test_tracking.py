@@ -12,10 +12,11 @@ from ldm_core.model_directory import Reference, save_model
 from pipelines import tracking
 from pipelines.commands import command
 from pipelines.credentials import masked
+from pipelines.model_registry import register_model, resolve_model
 from pipelines.recipes import RECIPES
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Options, checkpoint_place, forget_record, run_stage
-from pipelines.tracking import register_model, resolve_model, track, tracking_uri
+from pipelines.tracking import track, tracking_uri
 
 TEXTS = {name: Reference(uri=f"/far/away/{name}", digest=f"of {name}") for name in ("t5", "clip")}
 

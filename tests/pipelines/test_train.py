@@ -28,9 +28,10 @@ from ldm_core.model_directory import load_model
 from ldm_core.training.checkpoint_folder import MANIFEST, step_of
 from pipelines import distill_student as distilling
 from pipelines import train_denoiser as training
+from pipelines.model_registry import resolve_model
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Options, Record
-from pipelines.tracking import resolve_model, tracking_uri
+from pipelines.tracking import tracking_uri
 
 pytestmark = pytest.mark.ray
 STEPS, EVERY = 40, 8

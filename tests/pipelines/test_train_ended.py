@@ -8,8 +8,9 @@ from tiny_runs import SIZE, encode_here, tiny_recipe, train_here
 from ldm_core.media.shapes import write_shapes
 from ldm_core.model_directory import load_model
 from pipelines import denoiser_worker
+from pipelines.model_registry import resolve_model
 from pipelines.stage import read_record
-from pipelines.tracking import resolve_model, tracking_uri
+from pipelines.tracking import tracking_uri
 from pipelines.train_denoiser import train_denoiser
 from pipelines.validation import Validator
 

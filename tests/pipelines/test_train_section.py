@@ -8,8 +8,8 @@ from torch import nn
 
 from pipelines.denoiser_network import new_averages
 from pipelines.recipes import RECIPES
+from pipelines.recipes.layout_section import LayoutSection
 from pipelines.recipes.sections import TrainSection, Workers
-from pipelines.recipes.train_section import LayoutSection
 from pipelines.train_plan import layout_of, micro_samples
 
 TELLING = {
