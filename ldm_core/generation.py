@@ -27,12 +27,14 @@ from ldm_core.diffusion.prediction import Prediction
 from ldm_core.diffusion.process import FlowProcess
 from ldm_core.errors import UserError
 from ldm_core.guidance.classifier_free import ClassifierFreeGuidance
+from ldm_core.latents.stored import made_by
 from ldm_core.media.pixels import to_image
 from ldm_core.model_directory import ModelConfig, Reference, load_model
 from ldm_core.samplers.choice import SamplerChoice
 from ldm_core.samplers.events import OnStep
 from ldm_core.samplers.flow_map import sample_flow_map
-from ldm_core.text.encoders import TextEncoder, load_clip, load_t5
+from ldm_core.text.encoders import TextEncoder, load_clip
+from ldm_core.text.token_encoders import load_tokens
 
 MAX_STEPS = 1000
 DEFAULT_SAMPLER = SamplerChoice("euler")
@@ -99,12 +101,12 @@ class PictureGenerator:
         """
         config, network, digest = load_model(uri)
         autoencoder = load_autoencoder(config.autoencoder.uri, device)
-        t5 = load_t5(config.t5.uri, config.max_tokens, device)
+        t5 = load_tokens(config.t5.uri, config.max_tokens, device)
         clip = load_clip(config.clip.uri, config.max_tokens, device)
         found = {"autoencoder": autoencoder.digest, "t5": t5.digest, "clip": clip.digest}
         for name, present in found.items():
             expected: Reference = getattr(config, name)
-            if present != expected.digest:
+            if present != made_by(expected.digest):
                 raise UserError(
                     f"{uri} was trained with {name} {expected.digest}, but {expected.uri} now "
                     f"holds {present}; put the old one back or train again"

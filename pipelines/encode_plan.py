@@ -11,13 +11,15 @@ from ldm_core.files import absolute, exists, join
 from ldm_core.latents.ledger import fingerprint
 from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.schema import ARRAY_DTYPE, caption_digest, caption_rows, captions_digest
+from ldm_core.latents.stored import stored_as
 from ldm_core.media.buckets import Geometry, causal_lengths
 from ldm_core.media.entries import Listing, MediaEntry, Reject
 from ldm_core.media.locators import cell_place
 from ldm_core.media.parts import ClipRule
 from ldm_core.media.sources import list_media
-from ldm_core.text.encoders import clip_digest, t5_digest, t5_width
+from ldm_core.text.encoders import describe_clip
 from ldm_core.text.tiny import build_tiny_text_encoders
+from ldm_core.text.token_encoders import describe_tokens
 from ldm_core.text.uris import placed
 from pipelines.recipes.schema import Recipe, check_size
 from pipelines.recipes.sections import EncodeSection
@@ -45,6 +47,7 @@ class Job:
     t5: str
     clip: str
     max_tokens: int
+    clip_tokens: bool = False
     text_dtype: str = "float16"
     channels_last: bool = True
     precision: str = "fp32"
@@ -135,18 +138,25 @@ def make_plan(
     listing = listing or list_media(recipe.data)
     entries = {entry.id: _entry(entry, _decisive(job, autoencoder)) for entry in listing.entries}
     _build_tiny_encoders(recipe, _captions(entries))
-    digests = {
-        "t5": (job.t5, t5_digest(job.t5, job.max_tokens), job.text_dtype),
-        # of CLIP there is a pooled vector alone, and that stays in 16 bits
-        "clip": (job.clip, clip_digest(job.clip, job.max_tokens), ARRAY_DTYPE),
-    }
-    texts = tuple(
-        EncoderEntry(name=name, uri=uri, digest=stored_as(digest, dtype))
-        for name, (uri, digest, dtype) in digests.items()
-    )
+    texts, token_bytes = _texts(job)
     job = replace(job, witnesses=_witnesses(listing))
-    tokens = {"t5": 2 * job.max_tokens * t5_width(job.t5)}
-    return Plan(job, autoencoder, texts, entries, _refused(listing), tokens)
+    return Plan(job, autoencoder, texts, entries, _refused(listing), token_bytes)
+
+
+def _texts(job: Job) -> tuple[tuple[EncoderEntry, ...], dict[str, int]]:
+    """The text encoders, and the most of a caption's tokens by each, as `Plan` has them."""
+    t5 = describe_tokens(job.t5, job.max_tokens)
+    clip = describe_clip(job.clip, job.max_tokens)
+    # a pooled vector alone stays in 16 bits
+    dtype = job.text_dtype if job.clip_tokens else ARRAY_DTYPE
+    entries = (
+        EncoderEntry(name="t5", uri=job.t5, digest=stored_as(t5.digest, job.text_dtype)),
+        EncoderEntry(
+            name="clip", uri=job.clip, digest=stored_as(clip.digest, dtype, job.clip_tokens)
+        ),
+    )
+    with_tokens = {"t5": t5} | ({"clip": clip} if job.clip_tokens else {})
+    return entries, {name: 2 * each.max_tokens * each.width for name, each in with_tokens.items()}
 
 
 def missing_tiny_encoders(recipe: Recipe) -> bool:
@@ -189,9 +199,10 @@ def encode_job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
         clips=_clip_rule(section, multiple),
         batch_size=section.batch_size,
         autoencoder=_worker_uri(recipe.autoencoder_uri),
-        t5=absolute(recipe.t5_uri),
+        t5=placed(recipe.t5_uri, absolute),
         clip=placed(recipe.clip_uri, absolute),
         max_tokens=recipe.text.max_tokens,
+        clip_tokens=recipe.text.clip_tokens,
         text_dtype=section.text_dtype,
         channels_last=section.channels_last,
         precision=section.precision,
@@ -239,11 +250,6 @@ def _captions(entries: dict[str, Item]) -> list[str]:
 def as_they_lie(item: Item) -> tuple[str, int, int, str]:
     """Sorts files: rows of one Parquet row group side by side, for it is read as a whole."""
     return (*cell_place(item["uri"]), item["source"] if "source" in item else item["id"])
-
-
-def stored_as(digest: str, dtype: str) -> str:
-    """An encoder's digest, with the dtype if it is not the usual: its rows are other numbers."""
-    return digest if dtype == ARRAY_DTYPE else f"{digest}-{dtype}"
 
 
 def _build_tiny_encoders(recipe: Recipe, captions: list[str]) -> None:

@@ -31,11 +31,13 @@ from ldm_core.latents.schema import (
     sample_digest,
 )
 from ldm_core.latents.store import LatentStore, PartFile
+from ldm_core.latents.stored import stored_as
 from ldm_core.media.buckets import Bucket
 from ldm_core.media.pixels import to_pixels
-from ldm_core.text.encoders import TextEmbedding, TextEncoder, load_clip, load_t5
+from ldm_core.text.encoders import TextEmbedding, TextEncoder, load_clip
+from ldm_core.text.token_encoders import load_tokens
 from pipelines.encode_media import Row, reject_of
-from pipelines.encode_plan import Item, Job, stored_as
+from pipelines.encode_plan import Item, Job
 from pipelines.encode_throughput import ENCODE, TEXT, WRITE, Throughput
 
 CPU_PIXELS = 2**17  # 32 pictures of 64 x 64, 2 of 256 x 256; larger batches are slower there
@@ -230,13 +232,19 @@ class EncodeTexts:
 
     def _encoder(self, name: str) -> TextEncoder:
         if name not in self.encoders:
-            load, uri = (load_t5, self.job.t5) if name == "t5" else (load_clip, self.job.clip)
-            self.encoders[name] = load(uri, self.job.max_tokens, self.device)
+            self.encoders[name] = self._load(name)
         return self.encoders[name]
+
+    def _load(self, name: str) -> TextEncoder:
+        job = self.job
+        if name == "t5":
+            return load_tokens(job.t5, job.max_tokens, self.device)
+        return load_clip(job.clip, job.max_tokens, self.device, job.clip_tokens)
 
     def _row(self, encoder: TextEncoder, caption: str, embedding: TextEmbedding) -> Row:
         """A row of `texts`: tokens as the job says, a pooled vector alone in 16 bits."""
         tokens, pooled = embedding.tokens, embedding.pooled
+        both = tokens is not None and pooled is not None
         dtype = ARRAY_DTYPE if tokens is None else self.job.text_dtype
         try:
             data, error = (None, None) if tokens is None else measured_embedding(tokens, dtype)
@@ -249,7 +257,7 @@ class EncodeTexts:
                 "pooled": None if pooled is None else encode_embedding(pooled[None], dtype),
                 "pooled_size": None if pooled is None else pooled.numel(),
                 "dtype": dtype,
-                "encoder_digest": stored_as(encoder.digest, dtype),
+                "encoder_digest": stored_as(encoder.digest, dtype, both),
                 "relative_error": error,
             }
         except BadMedia as bad:

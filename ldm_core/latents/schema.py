@@ -59,7 +59,7 @@ TEXTS = pa.schema(
     [
         ("caption_digest", pa.string()),
         ("caption", pa.string()),
-        ("encoder", pa.string()),  # "t5" or "clip"
+        ("encoder", pa.string()),  # "t5", whichever gives training its tokens, or "clip"
         ("tokens", pa.binary()),  # null where the encoder gives none
         ("tokens_shape", pa.list_(pa.int32())),
         ("pooled", pa.binary()),  # null where the encoder gives none

@@ -13,8 +13,9 @@ from ldm_core.latents.store import StoreVersion
 from ldm_core.reading.cells import cells
 from ldm_core.reading.groups import Groups, find_groups
 from ldm_core.reading.row_groups import Place, TableFiles, as_schema
+from ldm_core.reading.text_rows import TOKENS
 
-COLUMNS = ("caption", "tokens", "tokens_shape", "pooled", "pooled_size", "dtype")
+COLUMNS = ("caption", "encoder", "tokens", "tokens_shape", "pooled", "pooled_size", "dtype")
 
 _KEYS = ("caption_digest", "encoder", "tokens_shape", "pooled_size", "encoder_digest")
 _HEX = 16  # digits of a 64-bit hash
@@ -42,7 +43,7 @@ class TextIndex:
     Attributes:
         groups: of the table.
         encoders: rows by the encoder's name.
-        mean_bytes: of one caption's embeddings, decoded, by all encoders.
+        mean_bytes: of one caption's embeddings that are read, decoded, by all encoders.
     """
 
     groups: Groups
@@ -116,16 +117,20 @@ def _of(table: pa.Table, name: str, digest: str) -> _Found:
     here = pc.and_(pc.equal(table["encoder"], name), pc.equal(table["encoder_digest"], digest))
     rows = np.flatnonzero(here.to_numpy())
     chosen = table.take(pa.array(rows))
-    return _Found(
-        hash_of(chosen["caption_digest"].combine_chunks()), rows.astype(np.int32), _bytes(chosen)
-    )
+    hashes = hash_of(chosen["caption_digest"].combine_chunks())
+    size = _token_bytes(chosen) if name == TOKENS else _pooled_bytes(chosen)
+    return _Found(hashes, rows.astype(np.int32), size)
 
 
-def _bytes(rows: pa.Table) -> int:
-    """Of the embeddings as 16-bit floats."""
+def _pooled_bytes(rows: pa.Table) -> int:
+    """As 16-bit floats."""
+    return 2 * (pc.sum(rows["pooled_size"]).as_py() or 0)
+
+
+def _token_bytes(rows: pa.Table) -> int:
+    """As 16-bit floats."""
     flat = rows["tokens_shape"].combine_chunks().flatten().to_numpy().astype(np.int64)
-    pooled = pc.sum(rows["pooled_size"]).as_py() or 0
-    return 2 * (int(flat.reshape(-1, 2).prod(1).sum()) + pooled)
+    return 2 * int(flat.reshape(-1, 2).prod(1).sum())
 
 
 def _joined(found: list[_Found]) -> Rows:

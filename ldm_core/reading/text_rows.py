@@ -16,20 +16,20 @@ from ldm_core.latents.schema import TEXTS
 from ldm_core.reading.cells import cells
 from ldm_core.reading.row_groups import as_schema
 
-TOKENS, POOLED = "t5", "clip"  # the encoders that give them
+TOKENS, POOLED = "t5", "clip"  # the encoders of which they are read
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TextGroup:
-    """A row group of `texts`.
+    """A row group of `texts`: of each encoder what is read of it.
 
     Attributes:
         captions: (n,) strings.
         tokens: (sum of L, D) float16, end to end.
-        lengths: (n,) int64, L of each row; 0 where it has no tokens.
-        pooled: (m, P) float16, of the rows that have one.
+        lengths: (n,) int64, L of each row; 0 where none are read.
+        pooled: (m, P) float16, of the rows of which one is read.
         place: (n,) int64, where a row's is among them.
     """
 
@@ -49,13 +49,14 @@ class TextGroup:
 def decode_texts(table: pa.Table) -> TextGroup:
     """A row group with the columns of `text_index.COLUMNS`, whatever its embeddings' dtypes."""
     table = as_schema(table, TEXTS)
-    with_tokens = _there(table["tokens"])
-    shapes = table["tokens_shape"].combine_chunks().flatten().to_numpy().reshape(-1, 2)
+    with_tokens = _there(table, "tokens", TOKENS)
+    shapes = table["tokens_shape"].filter(pa.array(with_tokens)).combine_chunks()
+    shapes = shapes.flatten().to_numpy().reshape(-1, 2)
     lengths = np.zeros(len(table), np.int64)
     lengths[with_tokens] = shapes[:, 0]
-    with_pooled = _there(table["pooled"])
+    with_pooled = _there(table, "pooled", POOLED)
     once = np.ones(int(with_pooled.sum()), np.int64)
-    widths = table["pooled_size"].drop_null().to_numpy()
+    widths = table["pooled_size"].filter(pa.array(with_pooled)).to_numpy()
     return TextGroup(
         captions=table["caption"].combine_chunks(),
         tokens=_embeddings(table, "tokens", with_tokens, shapes[:, 0], shapes[:, 1]),
@@ -170,14 +171,15 @@ def _tokens_of(group: TextGroup, rows: np.ndarray) -> tuple[pa.Array, np.ndarray
     return group.captions.take(pa.array(rows)), group.tokens[places], lengths
 
 
-def _there(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.is_valid(column).to_numpy()
+def _there(table: pa.Table, name: str, encoder: str) -> np.ndarray:
+    """Which rows have one by the encoder of which it is read."""
+    return pc.and_(pc.is_valid(table[name]), pc.equal(table["encoder"], encoder)).to_numpy()
 
 
 def _embeddings(
     table: pa.Table, name: str, there: np.ndarray, lengths: np.ndarray, widths: np.ndarray
 ) -> np.ndarray:
-    """(sum of lengths, width) float16 of the rows that have a `name`."""
+    """(sum of lengths, width) float16 of the rows of which `name` is read."""
     if not len(widths):
         return np.zeros((0, 0), np.float16)
     width = int(widths[0])
@@ -187,6 +189,8 @@ def _embeddings(
     if len(names) > 1:
         column = table[name].filter(pa.array(there))
         return decode_column(column, dtypes, lengths.astype(np.int64), width).numpy()
-    data, _ = cells(table[name])  # end to end they are as one, and a null cell is empty
+    others = len(table) - table[name].null_count > len(widths)  # which are not read
+    column = table[name].filter(pa.array(there)) if others else table[name]
+    data, _ = cells(column)  # end to end they are as one, and a null cell is empty
     buffer = cast(bytes, data)  # as numpy reads it
     return decode_embedding(buffer, (int(lengths.sum()), width), names[0])

@@ -3,10 +3,8 @@
 Shapes: L tokens of the caption (true length, no padding), D token width, P pooled width.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +14,14 @@ import torch
 from torch import Tensor
 
 from ldm_core.errors import UserError
-from ldm_core.files import exists, folder_digest, join, local_copy, read_json
+from ldm_core.text.folders import digest_of, encoder_digest, model_folder, read_tokenizer
 from ldm_core.text.uris import each_uri
 
-_BOOKKEEPING = {"transformers_version", "_name_or_path", "is_local", "local_files_only"}
 # umt5 has position biases in every layer, which the class of t5 would silently leave out
-_T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+T5_CLASSES = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 
-_CLIP_KINDS = ("clip", "clip_text_model")
-_CLIP_POSITIONS = 77  # where the config says nothing
+CLIP_KINDS = ("clip", "clip_text_model")
+_CLIP_POSITIONS, _CLIP_WIDTH = 77, 512  # where the config says nothing
 
 Forward = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]
 
@@ -38,13 +35,29 @@ class TextEmbedding:
 
 
 @dataclass(frozen=True)
+class TextFacts:
+    """What is known of a text encoder from its files, without its weights in memory.
+
+    Attributes:
+        digest: of weights, tokenizer and the token limit.
+        width: D of the tokens.
+        max_tokens: captions are cut here.
+    """
+
+    digest: str
+    width: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class TextEncoder:
     """A tokenizer and the text model behind it, or two of them.
 
     Attributes:
-        name: "t5" or "clip"; the store keeps a row per caption and encoder.
+        name: "t5", whichever gives the tokens, or "clip"; the store keeps a row per caption and
+            name.
         digest: of weights, tokenizer and the token limit.
-        width: D of the tokens for t5, P of the pooled vector for clip.
+        width: D of the tokens, and P of the pooled vector for clip.
     """
 
     name: str
@@ -60,16 +73,18 @@ class TextEncoder:
 
 
 def load_t5(uri: str, max_tokens: int = 128, device: str | torch.device = "cpu") -> TextEncoder:
-    """A T5 encoder (google/t5-v1_1-xxl and relatives); gives token embeddings.
+    """A T5 encoder (google/t5-v1_1-xxl and relatives, mT5, UMT5, ByT5); gives token embeddings.
+
+    ByT5 is T5 whose tokens are the bytes of UTF-8: `max_tokens` are so many bytes and an end.
 
     Raises:
         UserError: nothing there, another kind of model, or pickled weights.
     """
     import transformers
 
-    with _model_folder(uri, _T5_CLASSES) as (folder, kind):
-        model, tokenizer = _read(getattr(transformers, _T5_CLASSES[kind]), folder, device)
-        digest = _t5_digest(folder, max_tokens)
+    with model_folder(uri, T5_CLASSES) as (folder, kind):
+        model, tokenizer = _read(getattr(transformers, T5_CLASSES[kind]), folder, uri, device)
+        digest = encoder_digest(folder, max_tokens)
 
     def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return model(input_ids=ids, attention_mask=mask).last_hidden_state, None
@@ -102,16 +117,16 @@ def load_clip(
 def _one_clip(uri: str, max_tokens: int, device: str | torch.device, tokens: bool) -> TextEncoder:
     from transformers import CLIPTextModel
 
-    with _model_folder(uri, _CLIP_KINDS) as (folder, _):
-        model, tokenizer = _read(CLIPTextModel, folder, device)
-        limit, digest = _clip_limit(folder, max_tokens), _clip_digest(folder, max_tokens)
+    with model_folder(uri, CLIP_KINDS) as (folder, _):
+        model, tokenizer = _read(CLIPTextModel, folder, uri, device)
+        facts = _clip_facts(folder, max_tokens)
 
     def forward(ids: Tensor, mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
         out = model(input_ids=ids, attention_mask=mask)
         return out.last_hidden_state if tokens else None, out.pooler_output
 
-    embed = partial(_embedded, tokenizer, forward, limit, torch.device(device))
-    return TextEncoder("clip", digest, int(model.config.hidden_size), limit, embed)
+    embed = partial(_embedded, tokenizer, forward, facts.max_tokens, torch.device(device))
+    return TextEncoder("clip", facts.digest, facts.width, facts.max_tokens, embed)
 
 
 def _side_by_side(parts: Sequence[TextEncoder]) -> TextEncoder:
@@ -122,7 +137,7 @@ def _side_by_side(parts: Sequence[TextEncoder]) -> TextEncoder:
         return [_joined(captions[k], embeddings) for k, embeddings in enumerate(each)]
 
     width, limit = sum(part.width for part in parts), max(part.max_tokens for part in parts)
-    return TextEncoder("clip", _digest_of([p.digest for p in parts]), width, limit, embed)
+    return TextEncoder("clip", digest_of([p.digest for p in parts]), width, limit, embed)
 
 
 def _joined(caption: str, embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
@@ -155,80 +170,46 @@ def _embedded(
     ]
 
 
+def describe_t5(uri: str, max_tokens: int = 128) -> TextFacts:
+    """What `load_t5` would load, from the files alone; raises as it does."""
+    with model_folder(uri, T5_CLASSES) as (folder, _):
+        width = int(_config(folder)["d_model"])
+        return TextFacts(encoder_digest(folder, max_tokens), width, max_tokens)
+
+
+def describe_clip(uri: str, max_tokens: int = 77) -> TextFacts:
+    """What `load_clip` would load, of one or two, from the files alone; raises as it does."""
+    parts = []
+    for each in each_uri(uri):
+        with model_folder(each, CLIP_KINDS) as (folder, _):
+            parts.append(_clip_facts(folder, max_tokens))
+    width, limit = sum(part.width for part in parts), max(part.max_tokens for part in parts)
+    return TextFacts(digest_of([part.digest for part in parts]), width, limit)
+
+
 def t5_digest(uri: str, max_tokens: int = 128) -> str:
-    """The digest of what `load_t5` would load, from the files alone; raises as it does."""
-    with _model_folder(uri, _T5_CLASSES) as (folder, _):
-        return _t5_digest(folder, max_tokens)
-
-
-def t5_width(uri: str) -> int:
-    """D of the tokens of what `load_t5` would load."""
-    return int(read_json(join(uri, "config.json"))["d_model"])
+    """The digest of what `load_t5` would load; raises as it does."""
+    return describe_t5(uri, max_tokens).digest
 
 
 def clip_digest(uri: str, max_tokens: int = 77) -> str:
-    """The digest of what `load_clip` would load, from the files alone; raises as it does."""
-    found = []
-    for each in each_uri(uri):
-        with _model_folder(each, _CLIP_KINDS) as (folder, _):
-            found.append(_clip_digest(folder, max_tokens))
-    return found[0] if len(found) == 1 else _digest_of(found)
+    """The digest of what `load_clip` would load; raises as it does."""
+    return describe_clip(uri, max_tokens).digest
 
 
-def _digest_of(digests: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:16]
-
-
-def _t5_digest(folder: Path, max_tokens: int) -> str:
-    return f"{_encoder_digest(folder)}-{max_tokens}"
-
-
-def _clip_digest(folder: Path, max_tokens: int) -> str:
-    return f"{_encoder_digest(folder)}-{_clip_limit(folder, max_tokens)}"
-
-
-def _clip_limit(folder: Path, max_tokens: int) -> int:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def _clip_facts(folder: Path, max_tokens: int) -> TextFacts:
+    config = _config(folder)
     text = config.get("text_config") or config  # of the whole CLIP, or of its text model alone
-    return min(max_tokens, int(text.get("max_position_embeddings", _CLIP_POSITIONS)))
+    limit = min(max_tokens, int(text.get("max_position_embeddings", _CLIP_POSITIONS)))
+    width = int(text.get("hidden_size", _CLIP_WIDTH))
+    return TextFacts(encoder_digest(folder, limit), width, limit)
 
 
-def _encoder_digest(folder: Path) -> str:
-    """Digest of weights, vocabulary and settings, but not of who saved them when."""
-    settings = {}
-    for file in sorted(folder.glob("*.json")):
-        value = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            value = {key: item for key, item in value.items() if key not in _BOOKKEEPING}
-        settings[file.name] = value
-    text = json.dumps(settings, sort_keys=True)
-    text += folder_digest(folder, ".safetensors", ".model", ".txt")
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
-def _read(kind: Any, folder: Path, device: str | torch.device) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer
-
+def _read(kind: Any, folder: Path, uri: str, device: str | torch.device) -> tuple[Any, Any]:
     model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return model.eval().to(device), tokenizer
-
-
-@contextmanager
-def _model_folder(uri: str, kinds: Collection[str]) -> Iterator[tuple[Path, str]]:
-    """The model as a local folder, and which of the `kinds` it is."""
-    if not exists(join(uri, "config.json")):
-        raise UserError(
-            f"no text encoder at {uri} (no config.json there); give a folder in Hugging Face "
-            'layout, or "tiny" to have a small one built from the captions'
-        )
-    found = read_json(join(uri, "config.json")).get("model_type")
-    if found not in kinds:
-        raise UserError(f"{uri} holds a model of type {found!r}; expected one of {list(kinds)}")
-    with local_copy(uri) as folder:
-        if not any(folder.glob("*.safetensors")):
-            raise UserError(
-                f"{uri} has no .safetensors weights, and pickled ones are never loaded; where you "
-                "trust them, load them with transformers and save_pretrained() them to a new folder"
-            )
-        yield folder, found
+    return model.eval().to(device), read_tokenizer(folder, uri)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-AND = " + "  # between the URIs of two CLIPs whose pooled vectors are laid side by side
+AND = " + "  # between the URIs of two CLIPs whose embeddings are laid side by side
 
 
 def each_uri(uri: str) -> list[str]:

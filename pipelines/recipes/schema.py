@@ -77,7 +77,7 @@ class Recipe(Section):
             known = value in ("train", "identity", "tiny") or value.startswith("models:/")
             return value if known else absolute(value)
 
-        text = {"t5": place(self.text.t5), "clip": placed(self.text.clip, place)}
+        text = {"t5": placed(self.text.t5, place), "clip": placed(self.text.clip, place)}
         source = {"source": place(self.autoencoder.source)}
         train = {
             "initial": self.train.initial and place(self.train.initial),

@@ -56,8 +56,11 @@ class TextSection(Section):
     """Text encoders: "tiny" builds one from the captions; else a Hugging Face directory or URI.
 
     Attributes:
-        t5: token embeddings, e.g. a copy of google/t5-v1_1-xxl.
-        clip: pooled embedding, e.g. a copy of openai/clip-vit-large-patch14.
+        t5: token embeddings, e.g. a copy of google/t5-v1_1-xxl, or of any other text encoder of
+            transformers: mT5, UMT5, ByT5, CLIP or "URI + URI" of two, BERT, Gemma, Qwen, Llama.
+        clip: pooled embedding, e.g. a copy of openai/clip-vit-large-patch14, or "URI + URI" of two.
+        clip_tokens: whether the token embeddings of `clip`, of its last layer, are stored beside
+            its pooled one. Training reads those of `t5`, which may be the same CLIP.
         max_tokens: captions are cut here; embeddings are stored at their true length.
         tiny_width: of the embeddings of "tiny" encoders.
         t5_width, clip_width: of other encoders' embeddings; they only say what a plan expects.
@@ -65,6 +68,7 @@ class TextSection(Section):
 
     t5: str = "tiny"
     clip: str = "tiny"
+    clip_tokens: bool = False
     max_tokens: int = Field(128, ge=2)
     tiny_width: int = Field(64, ge=8)
     t5_width: int = Field(4096, ge=1)
