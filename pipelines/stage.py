@@ -83,7 +83,10 @@ def read_record(product: str) -> Record | None:
 
 def up_to_date(product: str, digest: str, options: Options) -> bool:
     """Whether the product already is what a stage of this digest makes."""
-    record = read_record(product)
+    return _stands(read_record(product), digest, options)
+
+
+def _stands(record: Record | None, digest: str, options: Options) -> bool:
     return record is not None and record.digest == digest and not options.force
 
 
@@ -162,7 +165,7 @@ def run_stage(
     """
     digest = stage_digest(sections, inputs)
     record = read_record(product)
-    fresh = record is not None and record.digest == digest and not options.force
+    fresh = _stands(record, digest, options)
     if options.dry_run:
         say_verdict(stage, "is up to date (--force makes it again)" if fresh else "would run")
         return record if fresh else None
