@@ -1,11 +1,14 @@
 """Fixtures of the pipelines' tests."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from made_once import made_once
 from typer.testing import CliRunner, Result
 
-from pipelines import cli_options
+from pipelines import cli_options, model_registry, tracking
 from pipelines.cli import app
 
 Ldm = Callable[..., Result]
@@ -22,3 +25,23 @@ def ldm(monkeypatch, tmp_path) -> Ldm:
         return CliRunner().invoke(app, list(map(str, words)), prog_name="ldm")
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _databases(shared_folder: Path) -> Iterator[None]:
+    """MLflow makes one database of the test run; the others are copies, as that takes seconds."""
+    real = tracking.client_of
+
+    def make(folder: Path) -> None:
+        real(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    def client_of(uri: str | None) -> object:
+        scheme, _, path = (uri or "").partition(":///")
+        if scheme == "sqlite" and not Path(path).exists():
+            shutil.copy(made_once(shared_folder, "mlflow", make) / "mlflow.db", path)
+        return real(uri)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tracking, model_registry):
+            patch.setattr(module, "client_of", client_of)
+        yield

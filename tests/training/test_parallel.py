@@ -3,6 +3,7 @@
 import pytest
 import torch
 from child_processes import PROCESSES
+from made_once import made_once
 from muon_steps import normal, weights_of
 from muon_steps import train as muon_train
 from parallel_runs import (
@@ -33,10 +34,9 @@ def start(worker, folder, world):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def outcomes(shared_folder):
     """By worker, by case."""
-    folder = tmp_path_factory.mktemp("workers")
-    start(be_one_of, folder, 4)
+    folder = made_once(shared_folder, "parallel", lambda folder: start(be_one_of, folder, 4))
     return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
 
 
