@@ -3,6 +3,7 @@
 The volume is a small tmpfs, which a child process mounts in a name space of its own.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -69,7 +70,8 @@ def test_a_full_disk_costs_the_same_command_again(tmp_path):
 def main(folder: Path) -> None:
     """Encode onto a full volume that gets more room each time, until it is enough."""
     commit.FIRST_PAUSE_S = 0.0
-    lock._runs = lambda pid: False  # each attempt stands for a process that has ended
+    begun = itertools.count(1)
+    lock._started = lambda pid: next(begun)  # each attempt stands for a process that has ended
     disk = folder / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={VOLUME}", "tmpfs", str(disk)]
