@@ -6,25 +6,44 @@ from ldm_core.errors import UserError
 from pipelines.encode_media import Row
 from pipelines.encode_workers import parts_of
 
-FIRST = 1000  # rows made from which on their rejects are a sign of what is to come
+FIRST = 1000  # rows from which on their rejects are a sign of what is to come
 
 
 class Ceiling:
     """How many rejects there may be: among all rows of media, and among those made so far.
 
-    Args:
-        share: of the rows, kept and to come.
-        rows: of samples and rejects.
-        rejects: that an earlier run has left and that stay.
+    One for a run, whatever its rounds: files come in the order of their names, so that a broken
+    folder lies together, and what went well before it counts as well.
+
+    Attributes:
+        rejects: all there are.
     """
 
-    def __init__(self, share: float, rows: int, rejects: int) -> None:
-        self.share, self.rows, self.rejects = share, rows, rejects
+    def __init__(self, share: float, samples: int, rejects: int) -> None:
+        """Args:
+        share: of the rows, kept and to come.
+        samples: that stay of an earlier run.
+        rejects: that stay; they tell nothing of the rows to come.
+        """
+        self.share, self.rejects = share, rejects
+        self._done, self._bad = samples, 0
 
-    def over(self, made: Iterable[Row], refused: Iterable[Row] = ()) -> Iterator[Row]:
+    def broken_by(self, files: int, rejects: int) -> UserError | None:
+        """What to say of so many more files and rejects among them, if that is too much."""
+        done, bad = self._done + files, self._bad + rejects
+        if done >= FIRST and bad > self.share * done:
+            return _broken(self.share, bad, f"the first {done} rows")
+        return None
+
+    def add(self, files: int, rejects: int) -> None:
+        """Count files that were looked into and are not counted as rows later."""
+        self._done, self._bad = self._done + files, self._bad + rejects
+
+    def over(self, rows: int, made: Iterable[Row], refused: Iterable[Row] = ()) -> Iterator[Row]:
         """The results; each is yielded, so that it can be committed, before it is counted.
 
         Args:
+            rows: of samples and rejects, kept and to come.
             made: by workers.
             refused: what was known to be rejects before; they come first and tell nothing of the
                 others.
@@ -32,33 +51,26 @@ class Ceiling:
         Raises:
             UserError: there are too many, at the first already or by then.
         """
-        self._check()
+        self._check(rows)
         for result in refused:
             yield result
             self.rejects += _count(result, "rejects")
-            self._check()
-        done = rejects = 0
+            self._check(rows)
         for result in made:
             yield result
-            found = _count(result, "rejects")
-            done, rejects = done + found + _count(result, "samples"), rejects + found
-            self.rejects += found
-            self._check()
-            if too_many(self.share, done, rejects):
-                raise broken(self.share, rejects, f"the first {done} rows")
+            bad = _count(result, "rejects")
+            self.rejects += bad
+            self.add(bad + _count(result, "samples"), bad)
+            self._check(rows)
+            if error := self.broken_by(0, 0):
+                raise error
 
-    def _check(self) -> None:
-        if self.rejects > self.share * self.rows:
-            raise broken(self.share, self.rejects, f"{self.rows} rows")
-
-
-def too_many(share: float, done: int, rejects: int) -> bool:
-    """Whether what is done so far is broken throughout: `FIRST` rows at least tell."""
-    return done >= FIRST and rejects > share * done
+    def _check(self, rows: int) -> None:
+        if self.rejects > self.share * rows:
+            raise _broken(self.share, self.rejects, f"{rows} rows")
 
 
-def broken(share: float, rejects: int, among: str) -> UserError:
-    """What the user is told."""
+def _broken(share: float, rejects: int, among: str) -> UserError:
     return UserError(
         f"{rejects} rejects among {among} are more than encode.max_reject_share {share:g}: the "
         "data itself seems broken. The table rejects in the store says why of each; mend the "

@@ -14,7 +14,7 @@ from ldm_core.latents.lock import StoreLock
 from ldm_core.latents.schema import SAMPLES, TABLES, caption_rows, captions_digest
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.buckets import Bucket
-from pipelines.encode_ceiling import Ceiling, broken, too_many
+from pipelines.encode_ceiling import Ceiling
 from pipelines.encode_media import Row, mirrored, only_part
 from pipelines.encode_on_ray import encode_shards, probe_files
 from pipelines.encode_plan import Item, Plan, as_they_lie
@@ -112,11 +112,13 @@ def _in_rounds(
     rows that are there then."""
     entries = [plan.entries[id] for id in todo.missing if id in plan.entries]
     each = rounds(todo.missing, sorted(listed_parts(plan, entries)[1], key=as_they_lie))
-    left = len(todo.missing)
+    left, kept = len(todo.missing), len(todo.kept) - todo.rejects
+    ceiling = Ceiling(context.recipe.encode.max_reject_share, kept, todo.rejects)
     for place, ids in enumerate(each, start=1):
         left -= len(ids)
         due = texts if place == len(each) else []
-        todo = _make_missing(plan, writer, replace(todo, missing=ids), due, left, context)
+        now = replace(todo, missing=ids)
+        todo = _make_missing(plan, writer, now, due, left, ceiling, context)
     return todo
 
 
@@ -126,13 +128,15 @@ def _make_missing(
     todo: Todo,
     texts: list[tuple[str, str]],
     left: int,
+    ceiling: Ceiling,
     context: Context,
 ) -> Todo:
     """Returns the rows that are there then; so many files are left for later."""
     section, verbose = context.recipe.encode, context.options.verbose
     refused = [plan.rejects[id] for id in todo.missing if id in plan.rejects]
     entries = [plan.entries[id] for id in todo.missing if id in plan.entries]
-    found = _parts(plan, entries, writer, context)
+    found = _parts(plan, entries, writer, ceiling, context)
+    todo = _agreeing(writer.store, todo, found)
     missing = [part for part in found if part["id"] not in todo.kept]
     new = {item["id"] for item in (*refused, *missing)}
     refused += [part for part in missing if "reason" in part]
@@ -142,8 +146,8 @@ def _make_missing(
     rows = [*shards_of(good, section), *text_shards(plan, captions, section)]
     writer.throughput.shards += len(rows)
     encoded = encode_shards(rows, plan.job, section.workers, verbose)
-    ceiling = Ceiling(section.max_reject_share, len(new) + len(todo.kept) + left, todo.rejects)
-    results = ceiling.over(encoded, _refuse(writer.store, refused, section))
+    total = len(new) + len(todo.kept) + left
+    results = ceiling.over(total, encoded, _refuse(writer.store, refused, section))
     with context.progress(len(new) + len(texts), "rows") as bar:
         _commit_all(writer, results, bar)
     return replace(todo, kept=todo.kept | new, places=places, rejects=ceiling.rejects)
@@ -162,26 +166,47 @@ def listed_parts(plan: Plan, entries: Sequence[Item]) -> tuple[list[Item], list[
     return known, [entry for entry in entries if entry["kind"] != "image" or len(buckets) > 1]
 
 
-def _parts(plan: Plan, entries: Sequence[Item], writer: Writer, context: Context) -> list[Item]:
+def _parts(
+    plan: Plan, entries: Sequence[Item], writer: Writer, ceiling: Ceiling, context: Context
+) -> list[Item]:
     """The parts of files; only what a listing cannot tell is looked up in the files.
 
     Raises:
-        UserError: too many of the first files are rejects, which are committed.
+        UserError: too many of the files so far are rejects, which are committed.
     """
     known, unknown = listed_parts(plan, entries)
     section, verbose = context.recipe.encode, context.options.verbose
-    share, rejects = section.max_reject_share, list[Item]()
+    rejects = list[Item]()
     with context.progress(len(unknown), "files", "probe") as bar:
         seen: set[str] = set()
         for part in probe_files(unknown, plan.job, section.workers, verbose):
             (rejects if "reason" in part else known).append(part)
             seen.add(part["source"])
             bar.update(len(seen))
-            if too_many(share, len(seen), len(rejects)):
+            if error := ceiling.broken_by(len(seen), len(rejects)):
                 for result in _refuse(writer.store, rejects, section):
                     writer.commit(result)
-                raise broken(section.max_reject_share, len(rejects), f"the first {len(seen)} files")
+                raise error
+    ceiling.add(len(rejects), len(rejects))
     return known + rejects
+
+
+def _agreeing(store: LatentStore, todo: Todo, found: Sequence[Item]) -> Todo:
+    """Without the rows of files that were partly there and now give another number of rows: a film
+    some of whose clips are in may be a reject today.
+    """
+    parts = {part["source"]: part["parts"] for part in found}
+    others = [
+        row
+        for source, rows in todo.partial.items()
+        for row in rows
+        if parts.get(source, row.parts) != row.parts
+    ]
+    gone = {row.id for row in others}
+    for name in MEDIA:
+        store.delete(name, pa.Table.from_pylist([{"id": id} for id in sorted(gone)]))
+    places = {(row.bucket, row.source) for row in others}
+    return replace(todo, kept=todo.kept - gone, places=todo.places - places)
 
 
 def shards_of(parts: list[Item], section: EncodeSection) -> Iterator[Row]:

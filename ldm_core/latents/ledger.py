@@ -61,6 +61,7 @@ class Todo:
         renamed: ids of rows that stay but for their captions, sorted.
         places: bucket and file of the samples that stay.
         rejects: number of the rejects that stay.
+        partial: rows that stay of files that are not all there, by file.
     """
 
     missing: list[str]
@@ -69,6 +70,7 @@ class Todo:
     renamed: list[str] = field(default_factory=list)
     places: set[tuple[str, str]] = field(default_factory=set)
     rejects: int = 0
+    partial: dict[str, list[StoredRow]] = field(default_factory=dict)
 
 
 def compare_files(
@@ -98,6 +100,7 @@ def compare_files(
         renamed=sorted(row.id for row in samples if row.captions != captions[row.source]),
         places={(row.bucket, row.source) for row in samples},
         rejects=len(staying) - len(samples),
+        partial={id: group for id, group in good.items() if not _complete(group)},
     )
 
 

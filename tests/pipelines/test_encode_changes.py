@@ -16,8 +16,7 @@ from ldm_core.latents.card import store_card
 from ldm_core.latents.lock import locked
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.verify import verify
-from pipelines import encode_ceiling, encode_latents
-from pipelines.encode_ceiling import Ceiling
+from pipelines import encode_latents
 from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.encode_texts import text_shards
@@ -215,80 +214,6 @@ def test_rejects_are_tried_again_when_asked(recipe, calls, monkeypatch):
     record = encode_here(recipe, Options(force=True, retry_rejects=True))
     assert (record.summary["samples"], record.summary["rejects"]) == (COUNT + 1, 0)
     assert calls["pictures"] == 1
-
-
-def test_a_broken_set_stops_the_job(recipe):
-    folder = Path(recipe.data)
-    names = [f"x{k}.png" for k in range(COUNT + 3)]
-    for name in names:
-        (folder / name).write_bytes(b"no picture")
-    write_captions(folder, read_captions(folder) | dict.fromkeys(names, "x"))
-    told = r"9 rejects among 15 rows are more than encode.max_reject_share 0\.5"
-    with pytest.raises(UserError, match=told):
-        encode_here(recipe)
-    picture(70).save(folder / "new.png")
-    write_captions(folder, read_captions(folder) | {"new.png": "new"})
-    with pytest.raises(UserError, match=told.replace("15", "16")):
-        encode_here(recipe)  # also where the rejects are those of an earlier run
-    assert (
-        "new.png" not in LatentStore(recipe.product("latents")).table("samples")["id"].to_pylist()
-    )
-    assert LatentStore(recipe.product("latents")).versions() == [1]
-    tolerant = recipe.encode.model_copy(update={"max_reject_share": 0.6})
-    record = encode_here(recipe.model_copy(update={"encode": tolerant}))
-    assert (record.summary["samples"], record.summary["rejects"]) == (COUNT + 1, COUNT + 3)
-
-
-@pytest.mark.parametrize(
-    ("stored", "rows", "passed"), [(0, 12, 3), (0, 11, 2), (3, 12, 2), (7, 12, 0)]
-)
-def test_rejects_are_counted_with_the_stored_ones_against_rows(stored, rows, passed):
-    """Three results of three rejects each, all but the last of them within the ceiling."""
-    table = {"path": "", "bytes": 0, "rows": 3}
-    parts = json.dumps([{"table": name, **table} for name in ("rejects", "samples")])
-    seen: list[dict] = []
-    ceiling = Ceiling(0.5, rows, stored)
-    with pytest.raises(UserError, match=f"rejects among {rows} rows"):
-        seen.extend(result for result in ceiling.over([{"parts": parts}] * 3))
-    assert len(seen) == passed
-
-
-def results(*counts: tuple[str, int]) -> list[dict]:
-    """A result for each table and number of rows."""
-    return [
-        {"parts": json.dumps([{"table": table, "path": "", "bytes": 0, "rows": rows}])}
-        for table, rows in counts
-    ]
-
-
-def test_a_set_that_is_broken_throughout_is_given_up_soon():
-    made = results(("samples", 50), *[("rejects", 50)] * 100)
-    seen: list[dict] = []
-    with pytest.raises(UserError, match="950 rejects among the first 1000 rows"):
-        seen.extend(result for result in Ceiling(0.5, 10**6, 0).over(made))
-    assert len(seen) == 20
-
-
-def test_what_was_known_to_be_rejects_tells_nothing_of_the_others():
-    refused = results(*[("rejects", 500)] * 4)
-    made = results(*[("samples", 60), ("rejects", 60)] * 20)
-    assert list(Ceiling(0.5, 10**6, 0).over(made, refused)) == refused + made
-
-
-def test_files_that_cannot_be_looked_into_are_given_up_soon(recipe, monkeypatch):
-    """And what is known of them stays."""
-    monkeypatch.setattr(encode_ceiling, "FIRST", COUNT + 3)
-    folder = Path(recipe.data)
-    names = [f"x{k}.png" for k in range(60)]
-    for name in names:
-        (folder / name).write_bytes(b"no picture")
-    write_captions(folder, read_captions(folder) | dict.fromkeys(names, "x"))
-    shapes = recipe.encode.model_copy(update={"max_aspect": 2.0})
-    with pytest.raises(UserError, match="7 rejects among the first 13 files"):
-        encode_here(recipe.model_copy(update={"encode": shapes}))
-    store = LatentStore(recipe.product("latents"))
-    assert sorted(store.table("rejects")["id"].to_pylist()) == sorted(names)[:7]
-    assert store.versions() == [1]
 
 
 def test_repeated_files_are_told(recipe, capsys):
