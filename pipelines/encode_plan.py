@@ -146,7 +146,7 @@ def make_plan(
 def _texts(job: Job) -> tuple[tuple[EncoderEntry, ...], dict[str, int]]:
     """The text encoders, and the most of a caption's tokens by each, as `Plan` has them."""
     t5 = describe_tokens(job.t5, job.max_tokens)
-    clip = describe_clip(job.clip, job.max_tokens)
+    clip = describe_clip(job.clip, job.max_tokens, job.clip_tokens)
     # a pooled vector alone stays in 16 bits
     dtype = job.text_dtype if job.clip_tokens else ARRAY_DTYPE
     entries = (

@@ -20,7 +20,7 @@ import torch
 from ldm_core.autoencoders.autoencoder import Autoencoder, Posterior, load_autoencoder
 from ldm_core.autoencoders.tiling import TiledAutoencoder
 from ldm_core.errors import BadMedia, UserError
-from ldm_core.latents.codec import encode_embedding, measured_embedding
+from ldm_core.latents.codec import measured_embedding
 from ldm_core.latents.schema import (
     ARRAY_DTYPE,
     TABLES,
@@ -242,23 +242,26 @@ class EncodeTexts:
         return load_clip(job.clip, job.max_tokens, self.device, job.clip_tokens)
 
     def _row(self, encoder: TextEncoder, caption: str, embedding: TextEmbedding) -> Row:
-        """A row of `texts`: tokens as the job says, a pooled vector alone in 16 bits."""
+        """A row of `texts`: tokens as the job says, and a pooled vector beside them as well; alone
+        it is in 16 bits. Of the errors of both the larger is told."""
         tokens, pooled = embedding.tokens, embedding.pooled
         both = tokens is not None and pooled is not None
         dtype = ARRAY_DTYPE if tokens is None else self.job.text_dtype
+        rows = (tokens, None if pooled is None else pooled[None])
         try:
-            data, error = (None, None) if tokens is None else measured_embedding(tokens, dtype)
+            each = [(None, None) if x is None else measured_embedding(x, dtype) for x in rows]
+            errors = [error for _, error in each if error is not None]
             return {
                 "caption_digest": caption_digest(caption),
                 "caption": caption,
                 "encoder": encoder.name,
-                "tokens": data,
+                "tokens": each[0][0],
                 "tokens_shape": None if tokens is None else list(tokens.shape),
-                "pooled": None if pooled is None else encode_embedding(pooled[None], dtype),
+                "pooled": each[1][0],
                 "pooled_size": None if pooled is None else pooled.numel(),
                 "dtype": dtype,
                 "encoder_digest": stored_as(encoder.digest, dtype, both),
-                "relative_error": error,
+                "relative_error": max(errors, default=None),
             }
         except BadMedia as bad:
             raise UserError(

@@ -46,8 +46,8 @@ RAY_COMMENT = """\
 Made by `ldm schedule`; needs KubeRay 1.7 or newer with its feature gate RayCronJob on.
 A RayCronJob has no concurrencyPolicy. activeDeadlineSeconds keeps runs apart instead: one that
 lasts until shortly before the next time is stopped, and the next goes on from what is finished.
-Should two meet all the same (one started by hand), the latent store's commits are transactions,
-and an encoder that finds another's rows among its own publishes nothing.
+Should two meet all the same (one started by hand), the second finds the store locked and ends with
+an error that names the first; the next time goes on from what is finished.
 Finished RayJobs stay: kubectl get rayjobs -n {namespace} -l ray.io/cronjob-name={name}
 """
 KUBERNETES_COMMENT = """\

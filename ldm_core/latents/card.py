@@ -139,8 +139,9 @@ def _rows(counts: dict[str, int]) -> str:
 def _rounding(named: tuple[str, RoundingError]) -> str:
     name, error = named
     return (
-        f"- {name} tokens are in 8 bits, off by {100 * error.mean:.2f} % of their norm on average, "
-        f"by {100 * error.largest:.2f} % at most, as measured over {error.captions} captions\n"
+        f"- {name} embeddings are in 8 bits, off by {100 * error.mean:.2f} % of their norm on "
+        f"average, by {100 * error.largest:.2f} % at most, as measured over {error.captions} "
+        "captions\n"
     )
 
 

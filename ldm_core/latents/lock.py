@@ -62,8 +62,10 @@ class Owner:
         up."""
         if self.released or now - self.renewed > expiry:
             return False
-        here = self.machine and self.machine == _machine()
-        return not here or _started(self.pid) == self.started
+        if not self.machine or self.machine != _machine():
+            return True
+        began = _started(self.pid)
+        return _hidden(self.pid) if began is None else began == self.started
 
 
 class StoreLock:
@@ -208,10 +210,21 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began; None if it is not there or dead and not yet buried."""
+    """When a process began; -1 if it is dead and not yet buried, None if nothing is known of it."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     fields = text.rsplit(")", 1)[-1].split()  # the third, the state, and those after it
-    return None if fields[0] == "Z" else int(fields[19])
+    return -1 if fields[0] == "Z" else int(fields[19])
+
+
+def _hidden(pid: int) -> bool:
+    """Whether there is such a process, of another user: /proc may be mounted to show one's own."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False  # it ended, or began, between the two looks

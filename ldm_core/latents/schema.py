@@ -67,7 +67,10 @@ TEXTS = pa.schema(
         ("dtype", pa.string()),
         ("encoder_digest", pa.string()),
         ("shard", pa.string()),
-        ("relative_error", pa.float32()),  # of 8-bit storage, ||x - x^|| / ||x||; else null
+        (
+            "relative_error",
+            pa.float32(),
+        ),  # of 8-bit storage: ||x - x^|| / ||x||
     ]
 )
 

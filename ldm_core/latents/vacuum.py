@@ -6,9 +6,7 @@ version is opened through them.
 
 Whenever it is killed, a published version that is listed has all its files: versions are
 unpublished first, and of the files only those go which neither a kept version nor the tables'
-present state has. A running `ldm encode` may go on meanwhile: what it pins is the present state.
-Only if a compaction, too, commits between its looking at the tables and its publishing could files
-go that it is about to pin; so do not compact and vacuum while it ends.
+present state has. Nobody may write to the store meanwhile: whoever calls this holds its lock.
 """
 
 import json

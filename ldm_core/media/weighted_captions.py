@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ldm_core.errors import BadMedia
 
 LONGEST_TEXT = 1 << 20  # bytes of a file that holds captions of one sample
@@ -43,7 +45,7 @@ def weigh(pairs: Iterable[Pair]) -> tuple[Caption, ...]:
     """Captions in order, white space collapsed, their weights summing to one.
 
     Without any weight all are equal and a repeat counts once. With weights, those of a repeat add
-    up, a caption without one has 1, and a caption of weight 0 is left out.
+    up, a caption without one has 1, and a caption of weight 0, as the store rounds it, is left out.
 
     Raises:
         BadMedia: stage "list"; reason "no caption"; "unreadable caption", which holds half of a
@@ -65,7 +67,8 @@ def weigh(pairs: Iterable[Pair]) -> tuple[Caption, ...]:
     total = sum(sums.values())
     if not 0 < total < math.inf:
         raise BadMedia("list", "bad weight", f"the weights sum to {total:g}")
-    return tuple(Caption(text, weight / total) for text, weight in sums.items() if weight)
+    shares = {text: weight / total for text, weight in sums.items()}
+    return tuple(Caption(text, share) for text, share in shares.items() if np.float32(share))
 
 
 def _pair(item: Any, weight: Any) -> tuple[Any, Any]:

@@ -177,13 +177,24 @@ def describe_t5(uri: str, max_tokens: int = 128) -> TextFacts:
         return TextFacts(encoder_digest(folder, max_tokens), width, max_tokens)
 
 
-def describe_clip(uri: str, max_tokens: int = 77) -> TextFacts:
-    """What `load_clip` would load, of one or two, from the files alone; raises as it does."""
+def describe_clip(uri: str, max_tokens: int = 77, tokens: bool = False) -> TextFacts:
+    """What `load_clip` would load, of one or two, from the files alone.
+
+    Raises:
+        UserError: as `load_clip` does; or tokens are asked for of two that cut captions at
+            different lengths.
+    """
     parts = []
     for each in each_uri(uri):
         with model_folder(each, CLIP_KINDS) as (folder, _):
             parts.append(_clip_facts(folder, max_tokens))
-    width, limit = sum(part.width for part in parts), max(part.max_tokens for part in parts)
+    limits = [part.max_tokens for part in parts]
+    if tokens and len(set(limits)) > 1:
+        raise UserError(
+            f"the CLIPs {uri} cut captions at {limits} tokens, which cannot lie side by side: take "
+            f"two of one limit, set text.max_tokens={min(limits)}, or store their vectors alone"
+        )
+    width, limit = sum(part.width for part in parts), max(limits)
     return TextFacts(digest_of([part.digest for part in parts]), width, limit)
 
 

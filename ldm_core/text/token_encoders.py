@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -58,7 +59,10 @@ def _clip_tokens(uri: str, max_tokens: int, device: str | torch.device) -> TextE
     return replace(clip, name="t5", _embed=embed)
 
 
-_T5, _CLIP = _Family(load_t5, describe_t5), _Family(_clip_tokens, describe_clip)
+_T5, _CLIP = (
+    _Family(load_t5, describe_t5),
+    _Family(_clip_tokens, partial(describe_clip, tokens=True)),
+)
 _ANY = _Family(load_any, describe_any)
 _KNOWN = {**dict.fromkeys(T5_CLASSES, _T5), **dict.fromkeys(CLIP_KINDS, _CLIP)}
 

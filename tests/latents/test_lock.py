@@ -83,6 +83,21 @@ def test_an_owner_in_another_namespace_of_this_host_is_waited_for(tmp_path):
     take(str(tmp_path)).release()
 
 
+def test_an_owner_whose_process_is_hidden_is_waited_for(tmp_path, monkeypatch):
+    """/proc may be mounted so that only one's own processes are there."""
+    take(str(tmp_path)).release()
+    before = told(tmp_path, 1) | {"released": False}
+    leave_behind(tmp_path, 1, **before)
+
+    def of_another_user(pid, signal):
+        raise PermissionError(pid)
+
+    monkeypatch.setattr(lock, "_started", lambda pid: None)
+    monkeypatch.setattr(lock.os, "kill", of_another_user)
+    with pytest.raises(UserError, match="is being written"):
+        take(str(tmp_path))
+
+
 def test_another_process_of_the_same_id_is_not_the_owner(tmp_path):
     """As in a container that is started again, whose first process is always 1."""
     take(str(tmp_path)).release()

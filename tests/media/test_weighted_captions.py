@@ -19,6 +19,7 @@ from ldm_core.media.weighted_captions import Caption, caption_pairs, weigh
         ([{"caption": "a", "text": "no", "weight": 1}, "b"], [9, 1], {"a": 0.5, "b": 0.5}),
         (["a", "b", "a"], [1, 2, 1], {"a": 0.5, "b": 0.5}),
         (["a", "b"], [0, 5], {"b": 1.0}),
+        (["a", "b"], [1e-46, 1], {"b": 1.0}),  # 0 in the store's 32 bits
         (["a", "b"], [1e-300, 1e-300], {"a": 0.5, "b": 0.5}),
     ],
 )

@@ -219,7 +219,7 @@ def test_captions_in_eight_bits(folder):
     [(name, error)] = version.manifest.rounding.items()
     assert (name, error.captions) == ("t5", len(rows) // 2)
     assert 1e-4 < error.mean <= error.largest < 0.01
-    assert "t5 tokens are in 8 bits" in Path(version.store.uri, "README.md").read_text()
+    assert "t5 embeddings are in 8 bits" in Path(version.store.uri, "README.md").read_text()
     near = LatentReader(version).batch(np.arange(3), np.zeros(3, int), 0).condition
     error = (near.tokens - exact.tokens).norm() / exact.tokens.norm()
     assert 0 < error < 0.01

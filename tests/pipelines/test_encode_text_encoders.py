@@ -52,6 +52,11 @@ def tokens_of(row: dict) -> torch.Tensor:
     return torch.from_numpy(data.copy()).float()
 
 
+def vector_of(row: dict) -> torch.Tensor:
+    data = decode_embedding(row["pooled"], (1, row["pooled_size"]), row["dtype"])
+    return torch.from_numpy(data.copy()).float()[0]
+
+
 def digests(version: StoreVersion) -> dict[str, str]:
     return {entry.name: entry.digest for entry in version.manifest.texts}
 
@@ -98,6 +103,9 @@ class TestClipTokens:
         for caption, embedding in zip(rows, clip.encode(list(rows)), strict=True):
             error = (tokens_of(rows[caption]) - embedding.tokens).norm()
             assert 0 < error < 0.016 * embedding.tokens.norm()
+            both = (tokens_of, embedding.tokens), (vector_of, embedding.pooled)
+            errors = [(read(rows[caption]) - x).norm() / x.norm() for read, x in both]
+            assert rows[caption]["relative_error"] == pytest.approx(float(max(errors)), rel=0.05)
         tokens, pooled = conditions(version)
         assert (tokens.shape[2], pooled.shape[1]) == (8, 8)
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from ldm_core.errors import UserError
 from ldm_core.files import upload_folder
-from ldm_core.text.encoders import clip_digest, load_clip, load_t5, t5_digest
+from ldm_core.text.encoders import clip_digest, describe_clip, load_clip, load_t5, t5_digest
 from ldm_core.text.tiny import build_tiny_text_encoders
 
 WIDTH = 16
@@ -115,6 +115,17 @@ def test_two_clips_of_other_words_have_no_common_tokens(folders, tmp_path):
     assert load_clip(uri).encode(["a red cat"])[0].pooled.shape == (2 * WIDTH,)
     with pytest.raises(UserError, match=r"'a red cat' into \[3, 5\] tokens"):
         load_clip(uri, tokens=True).encode(["a red cat"])
+
+
+def test_two_clips_that_cut_at_different_lengths_are_refused_before_any_caption(folders, tmp_path):
+    short = Path(shutil.copytree(folders[1], tmp_path / "clip"))
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 32}))
+    uri = f"{folders[1]} + {short}"
+    with pytest.raises(UserError, match=r"at \[77, 32\] tokens.* set text.max_tokens=32"):
+        describe_clip(uri, tokens=True)
+    assert describe_clip(uri).max_tokens == 77
+    assert describe_clip(uri, 32, tokens=True).max_tokens == 32
 
 
 @pytest.mark.parametrize("index", [0, 1])
