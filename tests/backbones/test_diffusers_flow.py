@@ -1,4 +1,4 @@
-"""A transformer of diffusers as training takes it: the flow's velocity, its own names and tables."""
+"""A transformer of diffusers as training takes it: the flow's velocity, names, blocks, tables."""
 
 import copy
 import json
@@ -23,6 +23,7 @@ from ldm_core.planning.forward_pass import measure_forward
 from ldm_core.planning.weights import blocks_of, weights_of
 from ldm_core.training.lora import add_lora, attention_layers, merge_lora
 from ldm_core.training.optimizers import hidden_matrices
+from ldm_core.training.recomputation import recompute_all, recompute_cheap
 from ldm_core.training.shards import give_memory
 from pipelines.backbones import lists_of_blocks
 
@@ -175,6 +176,23 @@ def test_adapters_are_on_its_attention(name):
     merge_lora(network)
     assert list(network.state_dict()) == list(model.state_dict())
     torch.testing.assert_close(network(x, T, cond), adapted, rtol=1e-4, atol=1e-4)
+
+
+@EVERY
+def test_every_weight_has_a_gradient_and_recomputing_changes_none(name):
+    """A weight without one would stop copies that exchange gradients."""
+    x, cond, found = tiny.latents(name), tiny.captions((5, 2)), []
+    for recompute in (None, recompute_all, recompute_cheap):
+        network = both(name)[1]
+        for block in (block for blocks in lists_of_blocks(network) for block in blocks):
+            if recompute:
+                recompute(block)
+        network(x, T, cond).square().mean().backward()
+        found.append([weight.grad for weight in network.parameters()])
+    assert all(gradient is not None for gradient in found[0])
+    assert max(gradient.abs().max() for gradient in found[0]) > 1e-3
+    for again in found[1:]:
+        assert all(map(torch.equal, found[0], again))
 
 
 FACTS = {

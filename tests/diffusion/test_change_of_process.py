@@ -35,9 +35,7 @@ def test_the_exact_network_of_any_process_gives_the_exact_velocity_of_the_flow(n
     torch.testing.assert_close(velocity, Gaussian(FLOW).velocity(X, T), rtol=1e-7, atol=1e-7)
     [(x, s)] = asked  # once, at the same ratio, and with the spread of that process
     torch.testing.assert_close(half_log_snr(process, s), half_log_snr(FLOW, T))
-    torch.testing.assert_close(
-        x * ((1 - T) / process.alpha(s))[:, None], X, rtol=1e-9, atol=1e-9
-    )
+    torch.testing.assert_close(x * ((1 - T) / process.alpha(s))[:, None], X, rtol=1e-9, atol=1e-9)
 
 
 def test_a_flow_that_predicts_the_velocity_is_asked_as_it_is():
