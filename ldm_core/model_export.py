@@ -149,7 +149,7 @@ class Initial:
     weights: dict[str, Tensor]
 
     def load_into(self, network: nn.Module) -> None:
-        """Give a network these weights, before it is sharded.
+        """Give a network these weights, before it is sharded; it may have been built without any.
 
         Raises:
             UserError: it is another network; its latents may be of another size.
@@ -167,7 +167,11 @@ class Initial:
                 f"{self.uri} does not fit this run's network ({differing}): set these as they are "
                 "there, or begin with other weights"
             )
-        network.load_state_dict(self.weights)
+        if not any(weight.is_meta for weight in network.parameters()):
+            network.load_state_dict(self.weights)
+        else:  # built without weights: these become its own, in float32
+            exact = {name: weight.float() for name, weight in self.weights.items()}
+            network.load_state_dict(exact, assign=True)
 
 
 def initial_weights(uri: str, as_it_is: bool = False) -> Initial:

@@ -1,5 +1,6 @@
 """The teacher's network in its layout, and what moves its weights, as the recipe says."""
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -93,12 +94,14 @@ def new_weights(recipe: Recipe, config: BackboneConfig, initial: str | None = No
         UserError: the initial model does not fit, or has another digest than `initial`.
     """
     torch.manual_seed(recipe.seed)
-    network = new_backbone(config)
+    as_it_is = isinstance(config, DiffusersConfig)
+    with without_weights() if as_it_is else nullcontext():  # it may be large, and all are loaded
+        network = new_backbone(config)
     if recipe.train.initial:
         from ldm_core.model_export import initial_weights  # here: diffusers takes seconds
 
         uri = model_uri(recipe.train.initial)
-        initial_weights(uri, isinstance(config, DiffusersConfig)).load_into(network)
+        initial_weights(uri, as_it_is).load_into(network)
         if initial is not None:
             check_unchanged(uri, initial)  # now: what was put there meanwhile is noticed too
     return with_adapters(recipe.train, network)

@@ -16,6 +16,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm_core.backbones.build import without_weights
 from ldm_core.backbones.diffusers_config import scheduler_of
 from ldm_core.backbones.diffusers_families import family_of
 from ldm_core.conditioning.text import TextCondition
@@ -134,7 +135,8 @@ def _load_model(folder: Path, uri: str) -> nn.Module:
     if kind is None:
         raise UserError(f"{uri} holds {name or 'a model of no class'}, not a model of diffusers")
     files = _files(folder, uri)
-    model: nn.Module = kind.from_config(kind.load_config(folder))
+    with without_weights():
+        model: nn.Module = kind.from_config(kind.load_config(folder))
     weights = {key: value for file in files for key, value in load_file(file).items()}
     spare = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
     try:  # diffusers' own loading of some classes needs another package

@@ -179,11 +179,11 @@ def test_adapters_are_on_its_attention(name):
 
 
 @EVERY
-def test_every_weight_has_a_gradient_and_recomputing_changes_none(name):
+def test_every_weight_has_a_gradient_and_recomputing_changes_none(models, name):
     """A weight without one would stop copies that exchange gradients."""
     x, cond, found = tiny.latents(name), tiny.captions((5, 2)), []
     for recompute in (None, recompute_all, recompute_cheap):
-        network = both(name)[1]
+        network = copy.deepcopy(models[name][1])
         for block in (block for blocks in lists_of_blocks(network) for block in blocks):
             if recompute:
                 recompute(block)

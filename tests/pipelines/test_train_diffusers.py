@@ -122,8 +122,8 @@ def test_it_begins_with_the_weights_of_the_folder_and_moves_them(trained, name):
 
 def test_a_killed_training_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
     small_store(tmp_path / "latents", shape=(3, 8, 8))
-    recipe = recipe_at(tmp_path, pixart(tmp_path / "theirs" / "transformer"), ADAMW)
-    look = DenoiserTraining.look
+    initial, before, _ = trained["pixart"]
+    recipe, look = recipe_at(tmp_path, initial, ADAMW), DenoiserTraining.look
 
     def killed(self: DenoiserTraining, done: int) -> None:
         if done == 3:
@@ -140,7 +140,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(trained, tmp_path, monkeypat
     assert kept is not None
     assert kept.step == 2
     again = train_here(train_denoiser, recipe)
-    assert again.summary["digest"] == load_model(trained["pixart"][1].product("teacher"))[2]
+    assert again.summary["digest"] == load_model(before.product("teacher"))[2]
 
 
 def state(name):
