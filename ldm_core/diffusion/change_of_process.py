@@ -7,6 +7,9 @@ noise (Karras et al. 2022, App. B; Kingma et al. 2021, Sec. 5.1). So x_t of the 
 
 is what the network was trained on at its own time s, and what it says of data and noise there holds
 for x_t. The factor is alpha_s / (1 - t), written so that it is finite at pure noise too.
+
+An error of a predicted eps is 1 / (1 - t) times as large in the velocity, at most 1 + sigma / alpha
+at the process' end: a loss of the velocity weighs times near pure noise so much more.
 """
 
 import torch
