@@ -164,7 +164,12 @@ def _wrapped(
         return network
     if layout.shard == 1:
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            network,
+            device_ids=ids,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # of tables that a model computes itself; they never change
+        )
     copies = layout.replicate > 1
     shape = (layout.replicate, layout.holders) if copies else (layout.holders,)
     names = ("replicate", "shard") if copies else ("shard",)

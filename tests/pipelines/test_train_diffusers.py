@@ -191,8 +191,8 @@ def load_by_diffusers(kind, folder):
         return kind.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
 
 
-def test_clips_and_pictures_are_trained_together_and_so_are_adapters_alone(tmp_path):
-    """By Wan: `train.lora_rank` and a model directory to begin with."""
+def test_adapters_alone_are_trained_on_clips_and_pictures(tmp_path, ldm):
+    """And what comes of it is averaged anew, exported, and begun with again."""
     shapes = {"8x8x1": (3, 8, 8), "8x8x5": (3, 2, 8, 8)}
     bucket_store(tmp_path / "latents", {"8x8x5": 6, "8x8x1": 4}, shapes=shapes, statistics=None)
     initial = wan(tmp_path / "theirs" / "transformer")
@@ -213,6 +213,15 @@ def test_clips_and_pictures_are_trained_together_and_so_are_adapters_alone(tmp_p
     adapted = peft.PeftModel.from_pretrained(before, f"{recipe.product('teacher')}/{ADAPTER}")
     merged = DiffusersNetwork(adapted.merge_and_unload())  # diffusers' own module, by peft
     torch.testing.assert_close(network(x, t, cond), merged(x, t, cond), rtol=0, atol=1e-4)
+
+    for words in (("averaged", "--average", 0.1), ("theirs",)):  # and that in diffusers' layout
+        result = ldm("export", recipe.product("teacher") if words[1:] else "averaged", *words)
+        assert result.exit_code == 0, result.output
+    averaged = load_by_diffusers(WanTransformer3DModel, "theirs").state_dict()
+    assert all(
+        torch.equal(averaged[name], w) for name, w in load_model("averaged")[1].state_dict().items()
+    )
+    assert any(not torch.equal(averaged[name], weight) for name, weight in after.items())
 
     again = shutil.copytree(recipe.product("teacher"), tmp_path / "first")
     second = recipe_at(tmp_path, str(again), "train.buckets=[8x8x5]", "train.steps=1")
