@@ -1,6 +1,7 @@
 """`train.backbone=diffusers`: a transformer of diffusers is trained as it is, and stays one."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def run(root, make, *words):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DenoiserTraining, "step", watched)
-        train_here(train_denoiser, recipe)
+        seen["summary"] = train_here(train_denoiser, recipe).summary
     return initial, recipe, seen
 
 
@@ -114,6 +115,9 @@ def test_it_begins_with_the_weights_of_the_folder_and_moves_them(trained, name):
     assert all(torch.equal(before[name], weight) for name, weight in seen["first"].items())
     assert len(seen["losses"]) == 3
     assert torch.tensor(seen["losses"]).isfinite().all()
+    assert seen["summary"]["parameters"] == sum(weight.numel() for weight in before.values())
+    assert ("final_validation_loss" in seen["summary"]) == bool(recipe.train.validation_samples)
+    assert math.isfinite(seen["summary"].get("final_validation_loss", 0.0))
     after = load_model(recipe.product("teacher"))[1].state_dict()
     moved = [name for name in before if (after[name] - before[name]).abs().max() > 1e-6]
     assert len(moved) > len(before) / 2
