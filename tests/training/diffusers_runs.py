@@ -42,16 +42,14 @@ WAN, PIXART, HUNYUAN = (partial(network_of, name) for name in SHAPES)
 CASES = {
     "shards of Wan, by Muon": Case(
         Layout(shard=2), make=WAN, shares=partial(evenly, parts=2), recompute=recompute_cheap,
-        steps=5,
+        steps=3,
     ),
-    "copies of PixArt": Case(Layout(replicate=2), make=PIXART, frames=1, steps=3),
-    "shards of PixArt, compiled": Case(
-        Layout(shard=2), make=PIXART, frames=1, compile=True, muon=False, steps=3
-    ),
+    "copies of PixArt": Case(Layout(replicate=2), make=PIXART, frames=1, steps=2),
     "shards of HunyuanVideo": Case(
-        Layout(shard=2), make=HUNYUAN, recompute=recompute_all, muon=False, steps=3
+        Layout(shard=2), make=HUNYUAN, recompute=recompute_all, muon=False, steps=2
     ),
 }  # fmt: skip
+COMPILED = Case(Layout(), make=WAN, compile=True, recompute=recompute_cheap, steps=2)
 
 
 def dealt_out(folder: str, *words: str) -> dict[str, Tensor]:

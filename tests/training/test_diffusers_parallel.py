@@ -3,7 +3,7 @@
 import pytest
 import torch
 from child_processes import PROCESSES
-from diffusers_runs import CASES, WAN, be_one_of_two
+from diffusers_runs import CASES, COMPILED, WAN, be_one_of_two
 from parallel_runs import alone, train
 
 # what is added to all keys alike changes no attention: AdamW makes steps of what rounding leaves
@@ -30,6 +30,12 @@ def test_the_curve_is_that_of_one_process(outcomes, name):
     for key, weight in theirs.weights.items():
         if not key.endswith(WITHOUT_GRADIENT):
             torch.testing.assert_close(ours["weights"][key], weight, rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_as_eager_ones_do():
+    ours, theirs = train(COMPILED), train(alone(COMPILED))
+    torch.testing.assert_close(ours.losses, theirs.losses, rtol=0, atol=1e-5)
 
 
 def test_shards_begin_with_the_folders_weights_and_the_models_own_tables(outcomes):
