@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ldm_core import random
 from ldm_core.autoencoders.autoencoder import Autoencoder, load_autoencoder
-from ldm_core.backbones.dit import DiT
-from ldm_core.backbones.mmdit import MMDiT
+from ldm_core.backbones.build import Backbone
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Denoiser, DenoiserLike
 from ldm_core.diffusion.flow_map import FlowMap
@@ -75,7 +74,7 @@ class PictureGenerator:
         uri: str,
         digest: str,
         config: ModelConfig,
-        network: DiT | MMDiT,
+        network: Backbone,
         autoencoder: Autoencoder,
         encoders: tuple[TextEncoder, TextEncoder],
         device: str | torch.device,

@@ -15,8 +15,11 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 from torch import Tensor
 
-from ldm_core.backbones.dit import DiT, DiTConfig
-from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
+from ldm_core.backbones.build import Backbone as Network
+from ldm_core.backbones.build import new_backbone
+from ldm_core.backbones.diffusers_config import DiffusersConfig
+from ldm_core.backbones.dit import DiTConfig
+from ldm_core.backbones.mmdit import MMDiTConfig
 from ldm_core.errors import UserError
 from ldm_core.files import (
     absolute,
@@ -35,14 +38,17 @@ _ADDED = {"frame_pairs": 0, "qk_norm": True}  # later, to DiTs: with these one i
 
 
 def _kind(backbone: Any) -> str:
-    """Which of the two it is: an MMDiT is for latents of any size."""
-    if isinstance(backbone, dict):
-        return "dit" if "latent_size" in backbone else "mmdit"
-    return "mmdit" if isinstance(backbone, MMDiTConfig) else "dit"
+    """Which of them it is, by a field that it alone has: an MMDiT is for latents of any size."""
+    fields = backbone if isinstance(backbone, dict) else type(backbone).model_fields
+    return next((kind for field, kind in _KINDS.items() if field in fields), "mmdit")
 
 
+_KINDS = {"latent_size": "dit", "transformer": "diffusers"}
 Backbone = Annotated[
-    Annotated[DiTConfig, Tag("dit")] | Annotated[MMDiTConfig, Tag("mmdit")], Discriminator(_kind)
+    Annotated[DiTConfig, Tag("dit")]
+    | Annotated[MMDiTConfig, Tag("mmdit")]
+    | Annotated[DiffusersConfig, Tag("diffusers")],
+    Discriminator(_kind),
 ]
 
 
@@ -110,7 +116,7 @@ def save_model(uri: str, config: ModelConfig, weights: dict[str, Tensor], card: 
     return model_digest(config, data)
 
 
-def load_model(uri: str) -> tuple[ModelConfig, DiT | MMDiT, str]:
+def load_model(uri: str) -> tuple[ModelConfig, Network, str]:
     """Read a model directory: (config with absolute references, network in eval mode, digest).
 
     Raises:
@@ -120,8 +126,7 @@ def load_model(uri: str) -> tuple[ModelConfig, DiT | MMDiT, str]:
     if not exists(join(uri, WEIGHTS)):
         raise UserError(f"{uri}/{WEIGHTS} is missing; copy the model directory as a whole")
     data = read_bytes(join(uri, WEIGHTS))
-    backbone = stored.backbone
-    network = DiT(backbone) if isinstance(backbone, DiTConfig) else MMDiT(backbone)
+    network = new_backbone(stored.backbone)
     try:
         network.load_state_dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, RuntimeError) as error:

@@ -10,6 +10,7 @@ export_diffusers(found, network_config, "runs/mine/transformer")
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import (
@@ -22,11 +23,17 @@ from torch import Tensor, nn
 
 from ldm_core.backbones.class_dit import ClassDiT
 from ldm_core.backbones.diffusers_adapter import load_diffusers
+from ldm_core.backbones.diffusers_config import (
+    SCHEDULER,
+    DiffusersConfig,
+    read_diffusers_config,
+)
+from ldm_core.backbones.diffusers_flow import DiffusersFlow
 from ldm_core.backbones.diffusers_layout import to_diffusers
 from ldm_core.backbones.diffusers_weights import class_dit_from, mmdit_from_flux, mmdit_from_sd3
 from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
 from ldm_core.errors import UserError
-from ldm_core.files import absolute, exists, is_remote, join, read_json, upload_folder
+from ldm_core.files import absolute, exists, is_remote, join, read_json, upload_folder, write_json
 from ldm_core.model_directory import ModelConfig, load_model, save_model
 from ldm_core.training.checkpoint_folder import Checkpoint
 from ldm_core.training.checkpoint_state import AVERAGE, MODEL
@@ -80,7 +87,7 @@ def export_diffusers(
     Raises:
         UserError: no such average, or diffusers has no class that computes what the network does.
     """
-    _check_diffusers(config)
+    check_exported(config)
     save_diffusers(config, trained_weights(checkpoint, average), uri)
 
 
@@ -95,19 +102,37 @@ def save_diffusers(config: BaseModel, weights: Mapping[str, Tensor], uri: str) -
     Raises:
         UserError: diffusers has no class that computes what the network does.
     """
-    model = to_diffusers(_check_diffusers(config), weights)
+    check_exported(config)
+    model = _of_diffusers(config, weights)
     if not is_remote(uri):
         model.save_pretrained(absolute(uri))
     else:
         with tempfile.TemporaryDirectory(prefix="ldm-") as folder:
             model.save_pretrained(folder)
             upload_folder(folder, uri)
+    if isinstance(config, DiffusersConfig) and config.scheduler:
+        write_json(join(uri, SCHEDULER), config.scheduler)  # what it predicts is said there
     return type(model).__name__
 
 
-def _check_diffusers(config: BaseModel) -> MMDiTConfig:
-    if isinstance(config, MMDiTConfig):
-        return config
+def _of_diffusers(config: BaseModel, weights: Mapping[str, Tensor]) -> Any:
+    """The module of diffusers that a network is, or can be turned into."""
+    if isinstance(config, DiffusersConfig):
+        network = DiffusersFlow(config)
+        network.load_state_dict(weights)
+        return network.model
+    assert isinstance(config, MMDiTConfig)
+    return to_diffusers(config, weights)
+
+
+def check_exported(config: BaseModel) -> None:
+    """Refuse a network that is no model of diffusers'.
+
+    Raises:
+        UserError: it is a DiT.
+    """
+    if isinstance(config, MMDiTConfig | DiffusersConfig):
+        return
     kind = type(config).__name__.removesuffix("Config")
     raise UserError(
         f"a {kind} is no model of diffusers': export a model directory, or train an MMDiT, "
@@ -124,7 +149,7 @@ class Initial:
     weights: dict[str, Tensor]
 
     def load_into(self, network: nn.Module) -> None:
-        """Give a network these weights, before it is sharded.
+        """Give a network these weights, before it is sharded; it may have been built without any.
 
         Raises:
             UserError: it is another network; its latents may be of another size.
@@ -142,19 +167,30 @@ class Initial:
                 f"{self.uri} does not fit this run's network ({differing}): set these as they are "
                 "there, or begin with other weights"
             )
-        network.load_state_dict(self.weights)
+        if not any(weight.is_meta for weight in network.parameters()):
+            network.load_state_dict(self.weights)
+        else:  # built without weights: these become its own, in float32
+            exact = {name: weight.float() for name, weight in self.weights.items()}
+            network.load_state_dict(exact, assign=True)
 
 
-def initial_weights(uri: str) -> Initial:
-    """Weights of a model directory, or of a diffusers transformer that is a network here.
+def initial_weights(uri: str, as_it_is: bool = False) -> Initial:
+    """Weights of a model directory, or of a diffusers transformer.
 
-    Those are DiT (ClassDiT here), Stable Diffusion 3 and Flux without guidance embedding (MMDiT).
+    Args:
+        uri: of its folder.
+        as_it_is: whether a diffusers transformer is to be trained itself, as a `DiffusersFlow`;
+            else it is turned into the network here that it is: DiT into a ClassDiT, Stable
+            Diffusion 3 and Flux without guidance embedding into an MMDiT.
 
     Raises:
-        UserError: nothing there, or a model that only `load_diffusers` can train as it is.
+        UserError: nothing there, or a model that can only be trained as it is, or not at all.
     """
     config_file = join(uri, "config.json")
     if exists(config_file) and "_class_name" in read_json(config_file):
+        if as_it_is:
+            known = read_diffusers_config(uri)
+            return Initial(uri, known, load_diffusers(uri).model.state_dict())
         network = _converted(uri)
         return Initial(uri, network.config, network.state_dict())
     config, dit, _ = load_model(uri)
@@ -177,7 +213,7 @@ def _converted(uri: str) -> MMDiT | ClassDiT:
         raise UserError(f"{uri}: {error}") from error
     raise UserError(
         f"{uri} is a {type(model).__name__}, which none of the networks here computes: train the "
-        "model itself through load_diffusers"
+        "model itself, with train.backbone=diffusers or through load_diffusers"
     )
 
 

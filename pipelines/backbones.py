@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import pyarrow.dataset as ds
 from torch import nn
 
-from ldm_core.backbones.dit import DiT, DiTConfig
-from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
+from ldm_core.backbones.build import BackboneConfig
+from ldm_core.backbones.build import new_backbone as new_backbone
+from ldm_core.backbones.dit import DiTConfig
+from ldm_core.backbones.mmdit import MMDiTConfig
 from ldm_core.errors import UserError
 from ldm_core.latents.store import StoreVersion
 from ldm_core.media.buckets import Bucket
+from pipelines.diffusers_backbone import LatentShape, checked, initial_backbone
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import TrainSection
-
-BackboneConfig = DiTConfig | MMDiTConfig
-LatentShape = tuple[int, ...]  # (C, h, w), or (C, T, h, w) of videos
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,10 @@ def backbone_config(
 
     Raises:
         ValidationError: sizes that do not divide.
+        UserError: a diffusers transformer that reads others.
     """
+    if section.backbone == "diffusers":
+        return checked(section, initial_backbone(section), latent, text_width, pooled_width)
     if section.backbone == "dit":
         return _dit(section, latent, text_width, pooled_width)
     head = section.width // section.heads
@@ -150,11 +153,11 @@ def rotary_channels(head: int) -> tuple[int, int, int]:
     return head - 2 * place, place, place
 
 
-def new_backbone(config: BackboneConfig) -> DiT | MMDiT:
-    """The network of a config, with fresh weights."""
-    return DiT(config) if isinstance(config, DiTConfig) else MMDiT(config)
-
-
 def lists_of_blocks(network: nn.Module) -> list[nn.ModuleList]:
-    """A transformer's lists of blocks, whose matrices are Muon's, in their order."""
-    return [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    """A transformer's lists of blocks, whose matrices are Muon's, in their order: all that lie in
+    no other list.
+    """
+    found = []
+    for child in network.children():
+        found += [child] if isinstance(child, nn.ModuleList) else lists_of_blocks(child)
+    return found

@@ -1,13 +1,14 @@
 """The teacher's network in its layout, and what moves its weights, as the recipe says."""
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm_core.backbones.dit import DiT
-from ldm_core.backbones.mmdit import MMDiT
+from ldm_core.backbones.build import Backbone, without_weights
+from ldm_core.backbones.diffusers_config import DiffusersConfig
 from ldm_core.reading.stream import StreamReader
 from ldm_core.training.adapter_weights import AdaptersOf, apart, with_added
 from ldm_core.training.averages import Averages
@@ -24,7 +25,7 @@ from ldm_core.training.schedules import (
     warmup_then_cosine,
     warmup_then_decay,
 )
-from ldm_core.training.shards import deal_out, whole_weights
+from ldm_core.training.shards import deal_out, give_memory, whole_weights
 from ldm_core.training.step import TrainingStep, compute_dtype
 from pipelines.backbones import BackboneConfig, backbone_config, lists_of_blocks, new_backbone
 from pipelines.model_uri import model_uri
@@ -64,13 +65,11 @@ def arranged(
         UserError: the layout does not fit, or the initial model.
     """
     section, sharded = recipe.train, layout.holders > 1
-    with torch.device("meta" if sharded else "cpu"):
-        if sharded:
+    if sharded:
+        with without_weights():
             network = with_adapters(section, new_backbone(config))
-        else:
-            network = new_weights(recipe, config, initial)
-    if not sharded:
-        network.to(device)
+    else:
+        network = new_weights(recipe, config, initial).to(device)
     parallel = parallelise(
         network,
         [block for blocks in lists_of_blocks(network) for block in blocks],
@@ -82,31 +81,33 @@ def arranged(
         section.float8,
     )
     if sharded:  # no worker but the first ever holds the whole
-        network.to_empty(device=device)
+        give_memory(network, device)
         whole = None if parallel.rank else new_weights(recipe, config, initial).state_dict()
         deal_out(network, whole)
     return parallel
 
 
-def new_weights(recipe: Recipe, config: BackboneConfig, initial: str | None = None) -> DiT | MMDiT:
+def new_weights(recipe: Recipe, config: BackboneConfig, initial: str | None = None) -> Backbone:
     """The network as training begins, in main memory: the same on every worker.
 
     Raises:
         UserError: the initial model does not fit, or has another digest than `initial`.
     """
     torch.manual_seed(recipe.seed)
-    network = new_backbone(config)
+    as_it_is = isinstance(config, DiffusersConfig)
+    with without_weights() if as_it_is else nullcontext():  # it may be large, and all are loaded
+        network = new_backbone(config)
     if recipe.train.initial:
         from ldm_core.model_export import initial_weights  # here: diffusers takes seconds
 
         uri = model_uri(recipe.train.initial)
-        initial_weights(uri).load_into(network)
+        initial_weights(uri, as_it_is).load_into(network)
         if initial is not None:
             check_unchanged(uri, initial)  # now: what was put there meanwhile is noticed too
     return with_adapters(recipe.train, network)
 
 
-def with_adapters(section: TrainSection, network: DiT | MMDiT) -> DiT | MMDiT:
+def with_adapters(section: TrainSection, network: Backbone) -> Backbone:
     """The network, with the adapters that alone are trained if the recipe wants some.
 
     Their alpha is their rank, so what is added is B A itself.

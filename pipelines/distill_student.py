@@ -12,6 +12,7 @@ from typing import Any
 import ray.train.torch
 import torch
 
+from ldm_core.backbones.diffusers_config import DiffusersConfig
 from ldm_core.backbones.dit import DiT
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Denoiser
@@ -53,9 +54,12 @@ def distill_student(recipe: Recipe, options: Options) -> Record | None:
     recipe = recipe.located()
     config, network, digest = load_model(recipe.product("teacher"))
     if not isinstance(network, DiT):
+        kind = type(config.backbone).__name__.removesuffix("Config").lower()
+        if isinstance(config.backbone, DiffusersConfig):
+            kind = f"{config.backbone.class_name} of diffusers"
         raise UserError(
-            f"{recipe.product('teacher')} is an mmdit, which takes no second time as a student "
-            "does: distil a teacher whose train.backbone is dit"
+            f"{recipe.product('teacher')} is a model of kind {kind}, which takes no second time as "
+            "a student does: distil a teacher whose train.backbone is dit"
         )
     section = recipe.distill
     latents = config.lineage.get("store_content", "")[:16]

@@ -7,6 +7,7 @@ Nothing is trained, and what is exported stays as it is.
 
 from typing import Literal
 
+from ldm_core.backbones.diffusers_config import DiffusersConfig
 from ldm_core.backbones.mmdit import MMDiTConfig
 from ldm_core.errors import UserError
 from ldm_core.files import exists, is_remote, join, reach, write_bytes
@@ -56,7 +57,7 @@ def _check_length(length: float) -> None:
 
 def _check_form(name: str, config: ModelConfig, form: Form) -> None:
     """Here and not after minutes of averaging."""
-    if form == "diffusers" and not isinstance(config.backbone, MMDiTConfig):
+    if form == "diffusers" and not isinstance(config.backbone, MMDiTConfig | DiffusersConfig):
         kind = type(config.backbone).__name__.removesuffix("Config")
         raise UserError(
             f"{name} is a {kind}, for which diffusers has no class: export it with --to ldm, or "
@@ -96,8 +97,10 @@ def _write_diffusers(model: Model, out: str) -> list[str]:
 
 def _diffusers_card(model: Model, kind: str) -> str:
     config = model.config
+    as_it_is = isinstance(config.backbone, DiffusersConfig)
     return _CARD.format(
         kind=kind,
+        predicts=_AS_IT_IS if as_it_is else _VELOCITY,
         digest=model.digest,
         mean=", ".join(f"{value:g}" for value in config.latents_mean),
         std=", ".join(f"{value:g}" for value in config.latents_std),
@@ -115,6 +118,13 @@ def _without_header(card: str) -> str:
     return card.split("\n---\n", 1)[1] if card.startswith("---\n") else card
 
 
+_VELOCITY = (
+    "velocity eps - x0 of x_t = (1 - t) x0 + t eps, as FlowMatchEulerDiscreteScheduler expects it"
+)
+_AS_IT_IS = (
+    "what it predicts, and of which time, is what this class's own pipeline and the scheduler it "
+    "was published with expect"
+)
 _CARD = """---
 library_name: diffusers
 pipeline_tag: text-to-image
@@ -123,7 +133,7 @@ pipeline_tag: text-to-image
 
 The transformer alone, of model `{digest}` of latent-diffusion-on-ray. What it computes with:
 
-- velocity eps - x0 of x_t = (1 - t) x0 + t eps, as FlowMatchEulerDiscreteScheduler expects it
+- {predicts}
 - latents (z - mean) / std, channel by channel: mean {mean}; std {std}
 - autoencoder {autoencoder}
 - captions of T5 {t5}, at most {max_tokens} tokens, and pooled of CLIP {clip}

@@ -109,6 +109,8 @@ def _network(name: str, recipe: Recipe) -> Any:
         known = trained or auto.source == "identity"
         if name == "train" or not known or {text.t5, text.clip} != {"tiny"}:
             return None  # training tells more than this: its plan
+        if section.backbone != "dit":
+            return None
         space = declared_space(recipe)
         config = backbone_config(section, space.main, space.text_width, space.pooled_width)
         if not isinstance(config, DiTConfig):

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from ldm_core.backbones.diffusers_config import DiffusersConfig
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.model_directory import FORMAT
 from pipelines.backbones import declared_space
 from pipelines.commands import command
 from pipelines.denoiser_worker import denoiser_worker
+from pipelines.diffusers_backbone import with_initial_sizes
 from pipelines.lineage import tell_parents
 from pipelines.model_registry import register_model
 from pipelines.promotion import CHAMPION, Score, copy_beside, decide, save_champion
@@ -48,7 +50,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
             model's, or a transformer or layout that does not fit: see `check_training`; or there is
             something to train, and the autoencoder that made the latents is gone or another one.
     """
-    asked, recipe = recipe, recipe.located()
+    asked, recipe = recipe, with_initial_sizes(recipe.located())
     store = LatentStore(recipe.product("latents"))
     if options.dry_run and not store.versions():
         plan = plan_training(recipe, declared_space(recipe))
@@ -100,6 +102,8 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
         "seed": recipe.seed,
         "precision": recipe.precision,
     }
+    if isinstance(plan.backbone, DiffusersConfig):  # what the recipe's section leaves to its folder
+        sections["backbone"] = plan.backbone.model_dump()
     if not up_to_date(product, stage_digest(sections, inputs), options):
         check_autoencoder(version)  # which it reads, perhaps out of a bucket
     return run_stage(recipe, "train", product, sections, inputs, work, options)

@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_core.backbones.dit import DiTConfig
+from ldm_core.backbones.diffusers_config import DiffusersConfig, trained_as_it_is
+from ldm_core.backbones.mmdit import MMDiTConfig
 from ldm_core.errors import UserError
 from ldm_core.files import absolute, is_remote
 from ldm_core.latents.manifest import Manifest
@@ -22,6 +23,8 @@ def check_initial(uri: str, manifest: Manifest, backbone: BackboneConfig) -> Non
         UserError: one differs, or there is no model.
     """
     written = diffusers_config(uri)
+    if written and isinstance(backbone, DiffusersConfig):
+        return  # which was read from there, and compared with the latents
     if written:
         _check_diffusers(uri, written, manifest, backbone)
         return
@@ -90,6 +93,7 @@ def _check_shape(uri: str, kind: str, theirs: Mapping[str, Any], wanted: Backbon
         raise UserError(
             f"train.initial {uri} is a {kind} where the recipe says {_name(wanted)}"
             f"{': it has ' + told if told else ''}; set the recipe's train section to the model's"
+            f"{', train.backbone=diffusers' if kind == 'Diffusers' else ''}"
         )
 
 
@@ -99,10 +103,10 @@ def _check_diffusers(
     kind = str(written["_class_name"])
     architecture = _ARCHITECTURES.get(kind)
     if architecture is None:
-        raise UserError(
-            f"train.initial {uri} is a {kind}: a training begins with one of "
-            f"{', '.join(_ARCHITECTURES)}, or with a model directory"
-        )
+        remedy = f"begins with one of {', '.join(_ARCHITECTURES)}, or with a model directory"
+        if trained_as_it_is(kind):
+            remedy = "of one of diffusers' own models is asked for with train.backbone=diffusers"
+        raise UserError(f"train.initial {uri} is a {kind}: a training {remedy}")
     theirs = {name: value for name, value in architecture(written).items() if value is not None}
     if theirs.get("in_channels") != manifest.channels:
         raise UserError(
@@ -113,10 +117,10 @@ def _check_diffusers(
         if written.get(name):
             raise UserError(
                 f"train.initial {uri} has {name} {written[name]}, which no network here has: start "
-                "from a model without"
+                f"from a model without{_OR_ITSELF if trained_as_it_is(kind) else ''}"
             )
     _check_shape(uri, "MMDiT", theirs, backbone)
-    if "axes_dims_rope" not in written and not isinstance(backbone, DiTConfig) and backbone.rotary:
+    if "axes_dims_rope" not in written and isinstance(backbone, MMDiTConfig) and backbone.rotary:
         raise UserError(f"train.initial {uri} has fixed positions: set train.positions=fixed")
 
 
@@ -158,6 +162,7 @@ def _flux(written: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_OR_ITSELF = ", or train diffusers' own with train.backbone=diffusers"
 _ARCHITECTURES = {"SD3Transformer2DModel": _sd3, "FluxTransformer2DModel": _flux}
 
 

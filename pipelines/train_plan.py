@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import ValidationError
 
+from ldm_core.backbones.diffusers_config import DiffusersConfig
 from ldm_core.backbones.dit import DiTConfig
 from ldm_core.backbones.embeddings import patch_grid
 from ldm_core.backbones.mmdit import MMDiTConfig
@@ -30,6 +31,7 @@ from pipelines.backbones import (
     backbone_config,
     new_backbone,
 )
+from pipelines.diffusers_backbone import check_captions, checked, with_initial_sizes
 from pipelines.recipe_options import describe_errors
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import TrainSection
@@ -57,7 +59,7 @@ def plan_training(recipe: Recipe, space: LatentSpace) -> TrainingPlan:
         UserError: the transformer does not fit the latents, or the layout not the transformer or
             the tokens of some bucket.
     """
-    section = recipe.train
+    section = with_initial_sizes(recipe).train
     config = fitting_backbone(section, space)
     with torch.device("meta"):
         network = new_backbone(config)
@@ -107,13 +109,19 @@ def fitting_backbone(section: TrainSection, space: LatentSpace) -> BackboneConfi
     """The transformer for all of these latents.
 
     Raises:
-        UserError: a width, number of heads or patch size that does not divide, or videos for a
-            network of pictures.
+        UserError: a width, number of heads or patch size that does not divide, videos for a
+            network of pictures, or a diffusers transformer that reads something else.
     """
     try:
-        config = backbone_config(section, space.main, space.text_width, space.pooled_width)
+        widths = space.text_width, space.pooled_width
+        config = backbone_config(section, space.main, *widths)
+        if isinstance(config, DiffusersConfig):
+            for latent in space.latents.values():
+                checked(section, config, latent, *widths)
+            check_captions(section, config, space.max_tokens)
+            return config
         for latent in space.latents.values():
-            backbone_config(section, latent, space.text_width, space.pooled_width)
+            backbone_config(section, latent, *widths)
             patch_grid(latent[-2:], section.patch_size)
         _check_frames(config, space)
     except ValidationError as error:
@@ -123,7 +131,7 @@ def fitting_backbone(section: TrainSection, space: LatentSpace) -> BackboneConfi
     return config
 
 
-def _check_frames(config: BackboneConfig, space: LatentSpace) -> None:
+def _check_frames(config: DiTConfig | MMDiTConfig, space: LatentSpace) -> None:
     """Refuse videos where the network has no place for frames."""
     videos = [n for n, latent in space.latents.items() if len(latent) == 4 and latent[1] > 1]
     takes_them = config.frame_pairs if isinstance(config, DiTConfig) else config.rotary

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ldm_core.backbones.diffusers_config import DiffusersConfig
 from ldm_core.planning.accelerators import ACCELERATORS, USABLE, Accelerator
 from ldm_core.planning.memory import GIB, Memory, memory_for, memory_of
 from ldm_core.planning.search import fits
@@ -14,7 +15,7 @@ from pipelines.train_plan import TrainingPlan
 
 def print_plan(plan: TrainingPlan, section: TrainSection, next_command: str) -> None:
     """Print parameters, tokens, FLOPs, memory, and time and cost on accelerators."""
-    for label, text in _lines(plan.step, section):
+    for label, text in _lines(plan, section):
         print(f"  plan     {label:<12} {text}")
     step = plan.step
     print_table("samples", *_samples(step))
@@ -30,13 +31,16 @@ def print_plan(plan: TrainingPlan, section: TrainSection, next_command: str) -> 
     print(f"  next     {'run':<12} {next_command}", flush=True)
 
 
-def _lines(step: Step, section: TrainSection) -> Iterator[tuple[str, str]]:
-    weights = step.weights
+def _lines(plan: TrainingPlan, section: TrainSection) -> Iterator[tuple[str, str]]:
+    step, weights = plan.step, plan.step.weights
+    whose: str = section.backbone
+    if isinstance(plan.backbone, DiffusersConfig):
+        whose = f"{plan.backbone.class_name} of diffusers"
     kinds = weights.by_kind()
     rest = kinds.pop("")[1]
     parts = [f"{count} {kind} {_millions(total)}" for kind, (count, total) in kinds.items()]
     total = ", ".join([*parts, f"the rest {_millions(rest)}"])
-    yield "parameters", f"{_millions(weights.total)} of a {section.backbone}: {total}"
+    yield "parameters", f"{_millions(weights.total)} of a {whose}: {total}"
     if step.adapters is not None:
         yield (
             "adapters",

@@ -16,11 +16,13 @@ from diffusers.models.embeddings import LabelEmbedding
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm_core.backbones.build import without_weights
+from ldm_core.backbones.diffusers_config import scheduler_of
 from ldm_core.backbones.diffusers_families import family_of
 from ldm_core.conditioning.text import TextCondition
 from ldm_core.diffusion.denoiser import Condition, Denoiser
 from ldm_core.errors import UserError
-from ldm_core.files import exists, join, local_copy, read_json
+from ldm_core.files import exists, join, local_copy
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -106,7 +108,7 @@ def load_diffusers(
         uri: folder with config.json and *.safetensors, such as a pipeline's `transformer`.
         dtype: of the weights; None leaves them as they are stored.
         scheduler: content of `scheduler_config.json`; None reads the one in the folder `scheduler`
-            beside this one, if it is there.
+            beside this one, or in this one, if it is there.
         options: of the family's call, such as `guidance` or `frame_rate`.
 
     Raises:
@@ -119,8 +121,7 @@ def load_diffusers(
             "save_pretrained wrote, such as a pipeline's transformer or unet"
         )
     if scheduler is None:
-        beside = join(uri.rstrip("/").rpartition("/")[0] or ".", "scheduler/scheduler_config.json")
-        scheduler = read_json(beside) if exists(beside) else {}
+        scheduler = scheduler_of(uri)
     with local_copy(uri) as folder:
         model = _load_model(folder, uri)
     if dtype is not None:
@@ -134,7 +135,8 @@ def _load_model(folder: Path, uri: str) -> nn.Module:
     if kind is None:
         raise UserError(f"{uri} holds {name or 'a model of no class'}, not a model of diffusers")
     files = _files(folder, uri)
-    model: nn.Module = kind.from_config(kind.load_config(folder))
+    with without_weights():
+        model: nn.Module = kind.from_config(kind.load_config(folder))
     weights = {key: value for file in files for key, value in load_file(file).items()}
     spare = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
     try:  # diffusers' own loading of some classes needs another package

@@ -115,6 +115,11 @@ def from_noise(t: Tensor) -> Tensor:
     return 1 - t
 
 
+def _all_read(mask: Tensor) -> bool:
+    """Whether no token is padding; of a mask without content (meta device) it is taken so."""
+    return mask.is_meta or bool(mask.all())
+
+
 def call_dit(model: Any, x: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
     """DiT: a class label (B,) instead of a caption; learned variances are dropped."""
     return model(x, timestep, labels, return_dict=False)[0][:, : x.shape[1]]
@@ -144,7 +149,7 @@ def call_sd3(model: Any, x: Tensor, timestep: Tensor, cond: TextCondition) -> Te
     Raises:
         UserError: a padded caption, since the model has no mask.
     """
-    if not bool(cond.mask.all()):
+    if not _all_read(cond.mask):
         raise UserError(
             f"SD3 reads every token it is given, but only {int(cond.mask.sum())} of "
             f"{cond.mask.numel()} are captions: embed all captions at one length, padding included"
@@ -163,7 +168,7 @@ def call_flux(
     axes = [torch.arange(size, device=x.device) for size in (1, h, w)]
     places = torch.cartesian_prod(*axes)  # (h w, 3)
     attention = None
-    if not bool(cond.mask.all()):  # a mask keeps the attention from its fastest kernels
+    if not _all_read(cond.mask):  # a mask keeps the attention from its fastest kernels
         attention = {"attention_mask": F.pad(cond.mask, (0, h * w), value=True)[:, None, None]}
     out = model(
         packed,
@@ -181,7 +186,8 @@ def call_flux(
 
 def call_lumina2(model: Any, x: Tensor, timestep: Tensor, cond: TextCondition) -> Tensor:
     """Lumina 2: its velocity points from noise to data."""
-    return -model(x, timestep, cond.tokens.to(x), cond.mask, return_dict=False)[0]
+    mask = torch.ones_like(cond.mask, device="cpu") if cond.mask.is_meta else cond.mask
+    return -model(x, timestep, cond.tokens.to(x), mask, return_dict=False)[0]
 
 
 def call_wan(

@@ -13,16 +13,21 @@ from torch import Tensor, nn
 from ldm_core.errors import UserError
 
 _ATTENTION = ("attention", "image", "text")  # what owns the projections in a block, if not itself
+_THEIRS = {  # of diffusers' models
+    "to_q", "to_k", "to_v", "to_out", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+}  # fmt: skip
 
 
 def attention_layers(network: nn.Module) -> list[str]:
     """Names of the layers that make queries, keys and values of tokens, and that mix the results.
 
-    Those Hu et al. 2021 adapt (Sec. 4.2), in every block of a transformer of ours.
+    Those Hu et al. 2021 adapt (Sec. 4.2), in every block of a transformer of ours or of diffusers'.
     """
 
     def is_one(name: str) -> bool:
         owner, own = ["", *name.split(".")][-2:]
+        if {own, name.removesuffix(".0").rpartition(".")[2]} & _THEIRS:  # to_out.0, and a dropout
+            return True
         return own in ("qkv", "out") and (owner in _ATTENTION or owner.isdigit())
 
     named = network.named_modules()

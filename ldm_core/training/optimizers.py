@@ -182,10 +182,15 @@ def hidden_matrices(*blocks: nn.Module) -> list[Tensor]:
     Those of queries, keys and values are one matrix (3 D, D), and so orthogonalised as one, like
     the two of a SwiGLU. Of a sharded network, ask after it was sharded: its weights are others.
     Modulation stays with AdamW, like embeddings and the final layer outside the blocks: their
-    inputs are not a hidden layer's activations.
+    inputs are not a hidden layer's activations. In diffusers' models it is a table of rows or
+    belongs to a norm.
     """
     named = [pair for part in blocks for pair in part.named_parameters()]
-    return [weight for name, weight in named if weight.ndim == 2 and "modulation" not in name]
+    return [weight for name, weight in named if weight.ndim == 2 and not _modulates(name)]
+
+
+def _modulates(name: str) -> bool:
+    return any(word in name for word in ("modulation", "scale_shift_table", "norm"))
 
 
 def hidden_kernels(network: nn.Module, least: int = 8) -> list[Tensor]:

@@ -19,6 +19,7 @@ from ldm_core.backbones.context import Context
 from ldm_core.errors import UserError
 from ldm_core.training.float8 import compute_in_float8
 from ldm_core.training.layout import Layout
+from ldm_core.training.optimizers import hidden_matrices
 from ldm_core.training.recomputation import Recompute
 
 
@@ -130,9 +131,14 @@ def parallelise(
 
 
 def _fewest_rows(blocks: list[nn.Module]) -> int | None:
-    """Of a matrix; an adapter's are few, and AdamW needs none on every worker."""
-    named = [pair for block in blocks for pair in block.named_parameters()]
-    matrices = [weight for name, weight in named if weight.ndim == 2 and "lora_" not in name]
+    """Of a hidden matrix; an adapter's are few, and AdamW needs none on every worker."""
+    adapters = {
+        id(weight)
+        for block in blocks
+        for name, weight in block.named_parameters()
+        if "lora_" in name
+    }
+    matrices = [weight for weight in hidden_matrices(*blocks) if id(weight) not in adapters]
     return min((len(matrix) for matrix in matrices), default=None)
 
 
@@ -158,7 +164,12 @@ def _wrapped(
         return network
     if layout.shard == 1:
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            network,
+            device_ids=ids,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,  # of tables that a model computes itself; they never change
+        )
     copies = layout.replicate > 1
     shape = (layout.replicate, layout.holders) if copies else (layout.holders,)
     names = ("replicate", "shard") if copies else ("shard",)

@@ -37,11 +37,22 @@ def whole_weights(weights: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor
     return kept
 
 
+def give_memory(network: nn.Module, device: torch.device) -> None:
+    """Move a network that was built `without_weights` to a device, where its weights are then
+    whatever the memory held. Buffers keep their numbers.
+    """
+    buffers = {name: buffer for name, buffer in network.named_buffers() if not buffer.is_meta}
+    network.to_empty(device=device)
+    for name, buffer in network.named_buffers():
+        if name in buffers:
+            buffer.copy_(buffers[name])
+
+
 def deal_out(network: nn.Module, weights: Mapping[str, Tensor] | None) -> None:
     """Load whole weights, which only the first worker has, into a network of shards.
 
-    So that no other worker ever holds the whole: build it on the meta device, `parallelise` it,
-    give it memory by `network.to_empty(device=device)`, and then call this on all workers.
+    So that no other worker ever holds the whole: build it `without_weights`, `parallelise` it,
+    `give_memory` to it, and then call this on all workers.
     """
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(network, dict(weights or {}), options=options)

@@ -33,6 +33,10 @@ _KEPT = {
     "system_metrics",
 }
 SNAPSHOTS = 50  # of each average, unless the recipe says how often: all of them stay
+_SHAPE = {
+    "patch_size", "width", "depth", "heads", "mlp_ratio", "text_depth", "single_depth", "qk_norm",
+    "positions",
+}  # fmt: skip
 # Names of what is read: the digests of what they mean are the stage's inputs.
 _NAMES = {"store_version", "mix", "initial"}
 
@@ -55,7 +59,10 @@ class TrainSection(TrainingSection):
     """Stage 3: the store -> a text-conditioned latent diffusion transformer.
 
     Attributes:
-        backbone: "dit" reads a refined caption; "mmdit" gives text and image weights of their own.
+        backbone: "dit" reads a refined caption; "mmdit" gives text and image weights of their own;
+            "diffusers" is the transformer of diffusers in `initial`, whatever its class, trained as
+            it is: its folder says its shape, and `patch_size`, `width`, `depth`, `heads`,
+            `mlp_ratio`, `text_depth`, `single_depth`, `qk_norm` and `positions` mean nothing.
         mlp_ratio: hidden width of the MLPs over `width`; None is the backbone's own.
         text_depth: of a dit: blocks that refine the caption.
         single_depth: of an mmdit: blocks over all tokens alike, after `depth` joint ones.
@@ -64,7 +71,8 @@ class TrainSection(TrainingSection):
         buckets: "height x width x frames" it is meant for, the main one first; without any,
             pictures of the recipe's size. A store adds its own.
         initial: that training starts from: a model directory, by whose statistics latents are then
-            normalised, or the folder of a diffusers transformer, which has the stores'.
+            normalised, or the folder of a diffusers transformer, which has the stores'. A dit or
+            mmdit begins with SD3 and Flux alone, which become an mmdit.
         lora_rank: of low-rank adapters on `initial`'s attention, which alone are trained, by AdamW
             whatever `optimizer` says, and in the end merged; None trains all weights.
         store_version: of the recipe's store; None is the newest.
@@ -103,7 +111,7 @@ class TrainSection(TrainingSection):
         worker_hour_price: for the cost a dry run tells; 0 is what the accelerator typically costs.
     """
 
-    backbone: Literal["dit", "mmdit"] = "dit"
+    backbone: Literal["dit", "mmdit", "diffusers"] = "dit"
     patch_size: int = Field(2, ge=1)
     width: int = Field(192, ge=16)
     depth: int = Field(8, ge=1)
@@ -159,7 +167,8 @@ class TrainSection(TrainingSection):
         Of other stores and the initial model it has the weights alone: their contents are inputs.
         A field that a former program did not have counts once it says something new.
         """
-        values = self.model_dump(mode="json", exclude=_TELLING | _HOW | _KEPT | _NAMES)
+        unheard = _SHAPE if self.backbone == "diffusers" else set()
+        values = self.model_dump(mode="json", exclude=_TELLING | _HOW | _KEPT | _NAMES | unheard)
         plain = type(self).model_construct().model_dump(mode="json")
         told = {
             name: value for name, value in values.items() if name in _FORMER or value != plain[name]
@@ -259,7 +268,12 @@ class TrainSection(TrainingSection):
 
     @model_validator(mode="after")
     def _network(self) -> "TrainSection":
-        """Refuse what the backbone has no use for, rather than to leave it unheard."""
+        """Refuse what the backbone has no use for, rather than to leave it unheard: but the shape
+        of a network that has its own, as every recipe has one.
+        """
+        if self.backbone == "diffusers":
+            self._check_given()
+            return self
         if self.heads % self.layout.context:
             raise ValueError(
                 f"heads {self.heads} do not divide among layout.context {self.layout.context}: "
@@ -279,6 +293,19 @@ class TrainSection(TrainingSection):
                 "choose positions rotary"
             )
         return self
+
+    def _check_given(self) -> None:
+        """What a transformer of diffusers needs, and what it cannot."""
+        if self.initial is None:
+            raise ValueError(
+                "backbone diffusers without initial: set initial to the folder of a diffusers "
+                "transformer, or choose backbone dit or mmdit"
+            )
+        if self.layout.context > 1:
+            raise ValueError(
+                f"layout.context {self.layout.context} with backbone diffusers, whose tokens "
+                "cannot be dealt out: set layout.context=1, and layout.shard for more room"
+            )
 
     @model_validator(mode="after")
     def _judged(self) -> "TrainSection":
