@@ -4,6 +4,7 @@ import pytest
 import torch
 from child_processes import PROCESSES
 from diffusers_runs import CASES, COMPILED, WAN, be_one_of_two
+from made_once import made_once
 from parallel_runs import alone, train
 
 # what is added to all keys alike changes no attention: AdamW makes steps of what rounding leaves
@@ -11,12 +12,15 @@ WITHOUT_GRADIENT = ("to_k.bias", "add_k_proj.bias")
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def outcomes(shared_folder):
     """By worker, by case."""
-    folder = tmp_path_factory.mktemp("workers")
-    WAN().model.save_pretrained(folder / "wan")
-    method = PROCESSES.get_start_method()
-    torch.multiprocessing.start_processes(be_one_of_two, (str(folder),), 2, start_method=method)
+
+    def make(folder):
+        WAN().model.save_pretrained(folder / "wan")
+        method = PROCESSES.get_start_method()
+        torch.multiprocessing.start_processes(be_one_of_two, (str(folder),), 2, start_method=method)
+
+    folder = made_once(shared_folder, "diffusers_parallel", make)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
