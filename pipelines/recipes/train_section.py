@@ -8,37 +8,12 @@ from pydantic import Field, model_validator
 from ldm_core.planning.accelerators import accelerator
 from pipelines.recipes.base import Section, TrainingSection
 from pipelines.recipes.layout_section import LayoutSection
+from pipelines.recipes.train_deciding import deciding_values
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 BucketName = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")]
 
-# They change how fast the result comes and what is told on the way, not what it is.
-_TELLING = {"log_every", "sample_every", "checkpoint_every", "validate_every"}
-_HOW = {
-    "workers",
-    "least_workers",
-    "layout",
-    "micro_batches",
-    "activation_checkpointing",
-    "compile",
-    "max_failures",
-}
-_KEPT = {
-    "keep_checkpoints",
-    "snapshot_every",
-    "validation_gpus",
-    "accelerator",
-    "worker_hour_price",
-    "promote",
-    "system_metrics",
-}
 SNAPSHOTS = 50  # of each average, unless the recipe says how often: all of them stay
-_SHAPE = {
-    "patch_size", "width", "depth", "heads", "mlp_ratio", "text_depth", "single_depth", "qk_norm",
-    "positions",
-}  # fmt: skip
-# Names of what is read: the digests of what they mean are the stage's inputs.
-_NAMES = {"store_version", "mix", "initial"}
 
 
 class StoreShare(Section):
@@ -167,12 +142,7 @@ class TrainSection(TrainingSection):
         Of other stores and the initial model it has the weights alone: their contents are inputs.
         A field that a former program did not have counts once it says something new.
         """
-        unheard = _SHAPE if self.backbone == "diffusers" else set()
-        values = self.model_dump(mode="json", exclude=_TELLING | _HOW | _KEPT | _NAMES | unheard)
-        plain = type(self).model_construct().model_dump(mode="json")
-        told = {
-            name: value for name, value in values.items() if name in _FORMER or value != plain[name]
-        }
+        told = deciding_values(self)
         if self.mix:
             told["mix"] = [share.weight for share in self.mix]
         if self.patience is not None:  # then these steps are where training may end
@@ -337,10 +307,3 @@ class TrainSection(TrainingSection):
         if self.accelerator is not None:
             accelerator(self.accelerator)
         return self
-
-
-_FORMER = {
-    "steps", "batch_size", "learning_rate", "clip_norm", "patch_size", "width", "depth", "heads",
-    "warmup_steps", "decay_fraction", "weight_decay", "caption_drop", "timestep_mean",
-    "timestep_std", "timestep_shift", "ema_decay", "sample_steps", "guidance",
-}  # fmt: skip
