@@ -22,7 +22,10 @@ RecipeWord = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(metavar="URI", help="Folder or s3:// prefix of the captioned pictures."),
+    typer.Option(
+        metavar="URI",
+        help="Captioned pictures or videos: a folder or s3:// prefix, .tar, manifest.",
+    ),
 ]
 Root = Annotated[
     str | None,

@@ -9,6 +9,10 @@ from pipelines.encode_workers import parts_of
 FIRST = 1000  # rows from which on their rejects are a sign of what is to come
 
 
+class BrokenData(UserError):
+    """More rejects than a recipe bears; what is known of them is in the table."""
+
+
 class Ceiling:
     """How many rejects there may be: among all rows of media, and among those made so far.
 
@@ -28,7 +32,7 @@ class Ceiling:
         self.share, self.rejects = share, rejects
         self._done, self._bad = samples, 0
 
-    def broken_by(self, files: int, rejects: int) -> UserError | None:
+    def broken_by(self, files: int, rejects: int) -> BrokenData | None:
         """What to say of so many more files and rejects among them, if that is too much."""
         done, bad = self._done + files, self._bad + rejects
         if done >= FIRST and bad > self.share * done:
@@ -49,7 +53,7 @@ class Ceiling:
                 others.
 
         Raises:
-            UserError: there are too many, at the first already or by then.
+            BrokenData: there are too many, at the first already or by then.
         """
         self._check(rows)
         for result in refused:
@@ -70,11 +74,10 @@ class Ceiling:
             raise _broken(self.share, self.rejects, f"{rows} rows")
 
 
-def _broken(share: float, rejects: int, among: str) -> UserError:
-    return UserError(
+def _broken(share: float, rejects: int, among: str) -> BrokenData:
+    return BrokenData(
         f"{rejects} rejects among {among} are more than encode.max_reject_share {share:g}: the "
-        "data itself seems broken. The table rejects in the store says why of each; mend the "
-        "data, try them again with --retry-rejects, or raise the share"
+        "data itself seems broken. Mend it, try them again with --retry-rejects, or raise the share"
     )
 
 

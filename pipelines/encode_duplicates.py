@@ -22,19 +22,21 @@ def report_duplicates(version: StoreVersion) -> int:
     """
     columns = ["source_id", "part", "source_sha256", "perceptual_hash"]
     rows = [row for row in version.table("samples", columns).to_pylist() if row["part"] == 0]
-    same, alike = _groups(rows, "source_sha256"), _groups(rows, "perceptual_hash")
+    same, looks = _groups(rows, "source_sha256"), _groups(rows, "perceptual_hash")
     bytes_of = {row["source_id"]: row["source_sha256"] for row in rows}
-    only_alike = [files for files in alike if len({bytes_of[file] for file in files}) > 1]
+    only_alike = [files for files in looks if len({bytes_of[file] for file in files}) > 1]
     uri = join(version.store.uri, FILE)
     if same or only_alike or exists(uri):  # one of an earlier version would be wrong
         write_bytes(uri, (_lines("bytes", same) + _lines("dHash", only_alike)).encode())
     repeats = _repeats(same)
-    if alike:  # as all do that repeat the bytes
-        most = (same or alike)[0]
+    alike = _repeats(only_alike)
+    told = {"with the bytes of another file": repeats, "that look like another": alike}
+    found = ", ".join(f"{count} {what}" for what, count in told.items() if count)
+    if found:
+        most = (same or only_alike)[0]
         print(
-            f"[encode] {repeats} files repeat the bytes of another, {_repeats(alike)} look like "
-            f"another by dHash; most often, {len(most)} times: {', '.join(most[:3])}; all are in "
-            f"{uri}",
+            f"[encode] duplicates: {found}; most often, {len(most)} times: {', '.join(most[:3])}; "
+            f"all are in {uri}",
             flush=True,
         )
     return repeats

@@ -5,8 +5,9 @@ The files are decoded and encoded in this process; nothing is written and no Ray
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -41,6 +42,7 @@ class Estimate:
         media_bytes, text_bytes: that the store grows by.
         captions: distinct ones that are to be embedded.
         measured: files it is drawn from.
+        rejects: of these, by reason.
         listed: rows of the source that were looked at; None is all.
         apart: whether CPU tasks beside the workers decode, as they do where workers have GPUs.
     """
@@ -54,6 +56,7 @@ class Estimate:
     text_bytes: float
     captions: float
     measured: int
+    rejects: Mapping[str, int]
     apart: bool = False
     listed: int | None = None
 
@@ -96,8 +99,13 @@ class Estimate:
             *([f"  takes    {'CPU-hours':<12} {beside}"] if self.apart else []),
             f"  takes    {'bytes':<12} {self.bytes:,.0f} for {self.samples:,.0f} samples",
             f"  takes    {'of these':<12} {told}",
-            f"  measured {'files':<12} {self.measured} of {self.files:,}, in this process{looked}",
+            f"  measured {'files':<12} {self.measured} of {self.files:,} that are new or changed, "
+            f"in this process{looked}{self._unusable()}",
         ]
+
+    def _unusable(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejects.items()))
+        return f"; {sum(self.rejects.values())} of them are rejects: {reasons}" if reasons else ""
 
     def _seconds(self) -> dict[str, float]:
         """Of workers, by what they do."""
@@ -105,13 +113,22 @@ class Estimate:
         return {**decode, "encode": self.encode_s, "captions": self.text_s}
 
 
-def estimate(plan: Plan, store: LatentStore, section: EncodeSection, count: int) -> Estimate | None:
+def estimate(
+    plan: Plan, store: LatentStore, section: EncodeSection, count: int, retry_rejects: bool = False
+) -> Estimate | None:
     """Measure `count` of the missing files and captions, evenly spread; None if nothing is missing.
+
+    Args:
+        plan: of the whole source.
+        store: that it is for.
+        section: of the recipe.
+        count: of files, and of captions of each encoder.
+        retry_rejects: whether the store's rejects are missing.
 
     Raises:
         UserError: the workers have GPUs and this machine has none.
     """
-    todo = media_to_do(plan, store)
+    todo = media_to_do(plan, store, retry_rejects)
     missing = [plan.entries[id] for id in todo.missing if id in plan.entries]
     texts = missing_texts(plan, store)
     if not missing and not texts:
@@ -130,6 +147,7 @@ def estimate(plan: Plan, store: LatentStore, section: EncodeSection, count: int)
         text_bytes=text_bytes,
         captions=len({digest for _, digest in texts}),
         measured=len(some),
+        rejects=media.rejects,
         apart=section.workers.gpus > 0,
     )
 
@@ -155,6 +173,7 @@ class _Media:
     decode_s: float = 0.0
     encode_s: float = 0.0
     bytes: float = 0.0
+    rejects: Mapping[str, int] = field(default_factory=dict)
 
 
 def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) -> _Media:
@@ -163,6 +182,7 @@ def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) 
     parts, unknown = listed_parts(plan, entries)
     decode_s, probed = _probe(plan, unknown)
     parts += [part for part in probed if "reason" not in part]
+    rejects = Counter(part["reason"] for part in probed if "reason" in part)
     encoder = EncodeMedia(plan.job, section.workers.threads, section.workers.device)
     samples, encode_s, size = 0, 0.0, 0.0
     for k, shard in enumerate(shards_of(parts, section)):
@@ -170,11 +190,12 @@ def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) 
             _warm_up(encoder, shard)
         seconds, decoded = _timed(decode_shard, shard, plan.job)
         decode_s += seconds
-        seconds, (good, _) = _timed(encoder.rows, decoded)
+        seconds, (good, bad) = _timed(encoder.rows, decoded)
+        rejects.update(row["reason"] for row in bad)
         encode_s += seconds
         samples += len(good)
         size += _bytes("samples", good, shard_limit(shard["bucket"], section))
-    return _Media(samples, decode_s, encode_s, size)
+    return _Media(samples, decode_s, encode_s, size, rejects)
 
 
 def _probe(plan: Plan, entries: Sequence[Item]) -> tuple[float, list[Item]]:

@@ -28,6 +28,7 @@ from ldm_core.latents.manifest import EncoderEntry, LatentStatistics, Manifest
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.media.manifest_sample import Sampled
 from ldm_core.media.sources import look_at
+from pipelines.encode_ceiling import BrokenData
 from pipelines.encode_changes import Changes, media_to_do, update
 from pipelines.encode_duplicates import report_duplicates
 from pipelines.encode_estimate import estimate
@@ -44,6 +45,7 @@ from pipelines.recipes.schema import Recipe
 from pipelines.stage import Context, Options, Record, forget_record, run_stage, say_verdict
 
 REJECTS_SHOWN = 10
+_OF_REJECTS = ["id", "reason", "detail"]
 MOST_LISTED = 100_000  # rows of manifests: of more, a dry run looks at so many at most
 MEASURED = 32  # files that a dry run encodes to know what all would take
 
@@ -57,7 +59,10 @@ def encode(recipe: Recipe, options: Options) -> Record | None:
     recipe = recipe.located()
     looked = _look(recipe) if options.dry_run else None
     autoencoder = describe_autoencoder(recipe)
-    plan = _told(recipe, autoencoder, looked) if looked else make_plan(recipe, autoencoder)
+    if looked:
+        plan = _told(recipe, autoencoder, looked, options.retry_rejects)
+    else:
+        plan = make_plan(recipe, autoencoder)
     if plan is None:
         return None
     inputs = {
@@ -81,29 +86,33 @@ def _look(recipe: Recipe) -> Sampled:
     told = f"{kinds['image']} pictures, {kinds['video']} videos"
     about = "about " if found.about else ""
     among = "" if found.whole else f"; of {found.rows:,} among {about}{found.total:,} rows"
-    unusable = f"and {len(found.listing.rejects)} unusable"
+    rejects = Counter(reject.reason for reject in found.listing.rejects)
+    unusable = f"and {rejects.total()} unusable" + (f" ({_list(rejects)})" if rejects else "")
     print(f"  takes    {'files':<12} {told}, {unusable}{among}", flush=True)
     return found
 
 
-def _told(recipe: Recipe, autoencoder: AutoencoderFacts, looked: Sampled) -> Plan | None:
+def _told(
+    recipe: Recipe, autoencoder: AutoencoderFacts, looked: Sampled, retry_rejects: bool
+) -> Plan | None:
     """Tell what it would take; None if not all is known that decides whether it would run."""
     if missing_tiny_encoders(recipe):
         with tempfile.TemporaryDirectory() as folder:
             measured = with_tiny_encoders(recipe, looked.listing, folder)
-            _tell_estimate(make_plan(measured, autoencoder, looked.listing), recipe, looked)
+            _tell_estimate(make_plan(measured, autoencoder, looked.listing), recipe, looked, False)
         say_verdict("encode", "would run, and build the tiny text encoders")
         return None
     plan = make_plan(recipe, autoencoder, looked.listing)
-    _tell_estimate(plan, recipe, looked)
+    _tell_estimate(plan, recipe, looked, retry_rejects)
     if looked.whole:
         return plan
     say_verdict("encode", "would run, unless nothing is new: not all rows were looked at")
     return None
 
 
-def _tell_estimate(plan: Plan, recipe: Recipe, looked: Sampled) -> None:
-    found = estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
+def _tell_estimate(plan: Plan, recipe: Recipe, looked: Sampled, retry_rejects: bool) -> None:
+    store = LatentStore(plan.job.store)
+    found = estimate(plan, store, recipe.encode, MEASURED, retry_rejects)
     for line in found.of_all(looked).lines(recipe.encode) if found else ():
         print(line, flush=True)
 
@@ -114,14 +123,18 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
     with locked(store.uri) as lock:
         store.create()
         start, throughput = time.monotonic(), Throughput()
-        changes = update(plan, store, lock, context, throughput)
+        try:
+            changes = update(plan, store, lock, context, throughput)
+        except BrokenData:
+            _tell_rejects(store)
+            raise
         seconds = time.monotonic() - start
         _check_tables(plan, store)
         manifest = _describe(plan, store)
         lock.check()
-        version = _publish_if_new(store, manifest, changes)
+        version = _publish_if_new(store, manifest, changes, context.options.retry_rejects)
         duplicates = report_duplicates(store.open_version(version))
-    _warn_of_rejects(store.open_version(version))
+    _warn_of_rejects(store.open_version(version), context.options.retry_rejects)
     context.run.metrics({f"rejects/{reason}": n for reason, n in manifest.rejects.items()})
     _tell_throughput(throughput, seconds, context)
     return {
@@ -164,6 +177,7 @@ def _check_tables(plan: Plan, store: LatentStore) -> None:
         )
     if store.dataset("samples").count_rows() == 0:
         reasons = Counter(store.table("rejects", columns=["reason"])["reason"].to_pylist())
+        _tell_rejects(store)
         raise UserError(
             f"none of the {len(plan.fingerprints)} files could be used: {_list(reasons)}. The "
             f"table {store.uri}/rejects has a row for each; mend them and run again"
@@ -184,38 +198,61 @@ def _describe(plan: Plan, store: LatentStore) -> Manifest:
     )
 
 
-def _publish_if_new(store: LatentStore, manifest: Manifest, changes: Changes) -> int:
+def _publish_if_new(store: LatentStore, manifest: Manifest, changes: Changes, retried: bool) -> int:
     """Publish unless the newest version says the same; returns the version that stands."""
     counts = f"{manifest.counts['samples']} samples, {manifest.counts['texts']} caption embeddings"
     known = store.versions()
-    stands = store.open_version(known[-1]).manifest if known else None
-    if stands and manifest.says_the_same(stands):
-        keep_card(store, stands)
+    stands = store.open_version(known[-1]) if known else None
+    if stands and _the_same(store, manifest, stands, retried):
+        keep_card(store, stands.manifest)
         print(f"[encode] nothing new: version {known[-1]} stands, {counts}", flush=True)
         return known[-1]
     forget_record(store.uri)
     version = store.publish(manifest)
     write_card(store, store.open_version(version).manifest)
     rows = f"{changes.new} rows new, {changes.removed} of changed or vanished files removed"
+    if retried:
+        rows = f"{changes.new} rows made, {changes.removed} removed, those tried again among them"
     renamed = f", {changes.renamed} with new captions" if changes.renamed else ""
     print(f"[encode] version {version}: {counts}, {rows}{renamed}", flush=True)
     return version
 
 
-def _warn_of_rejects(version: StoreVersion) -> None:
+def _the_same(store: LatentStore, manifest: Manifest, stands: StoreVersion, retried: bool) -> bool:
+    """Whether a version would tell nothing new: rejects that were tried again and are rejects for
+    the same reasons are other rows of the table, and nothing new."""
+    if manifest.says_the_same(stands.manifest):
+        return True
+    now = {"tables": stands.manifest.tables, "bytes": stands.manifest.bytes}
+    if not retried or not manifest.model_copy(update=now).says_the_same(stands.manifest):
+        return False
+    tables = store.table("rejects", columns=_OF_REJECTS), stands.table("rejects", _OF_REJECTS)
+    one, other = (table.sort_by("id") for table in tables)
+    return bool(one.equals(other))
+
+
+def _warn_of_rejects(version: StoreVersion, retried: bool) -> None:
     manifest = version.manifest
     if not manifest.rejects:
         return
     rejected = manifest.counts["rejects"]
     total = manifest.counts["samples"] + rejected
-    print(f"[encode] warning: {rejected} of {total} rejected: {_list(manifest.rejects)}")
-    rows = version.table("rejects", ["id", "reason", "detail"]).sort_by("id").to_pylist()
+    still = "still " if retried else ""
+    again = "" if retried else "; `--retry-rejects` tries them again"
+    told = f"{rejected} of {total} {still}rejected: {_list(manifest.rejects)}{again}"
+    print(f"[encode] warning: {told}", flush=True)
+    _tell_rejects(version.store)
+
+
+def _tell_rejects(store: LatentStore) -> None:
+    """The first of them, each with its reason."""
+    rows = store.table("rejects", columns=_OF_REJECTS).sort_by("id").to_pylist()
     for row in rows[:REJECTS_SHOWN]:
         detail = " ".join(row["detail"].split())
         print(f"  {row['id']}: {row['reason']}" + (f" ({detail})" if detail else ""), flush=True)
     if len(rows) > REJECTS_SHOWN:
         more = len(rows) - REJECTS_SHOWN
-        print(f"  and {more} more, in the Delta table {version.store.uri}/rejects", flush=True)
+        print(f"  and {more} more, in the Delta table {store.uri}/rejects", flush=True)
 
 
 def _list_missing(counts: Mapping[str, int]) -> str:

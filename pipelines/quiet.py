@@ -12,8 +12,11 @@ VARIABLES = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
-    # Serve ends by killing the actor that it waits for, which Ray then tells as a failure
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "ServeController.graceful_shutdown failed",
+    # Serve ends by killing the actor that it waits for, Data those of an interrupted run, which Ray
+    # tells as failures; that a worker has died it tells in a line of its own
+    "RAY_DEDUP_LOGS_SKIP_REGEX": (
+        "ServeController.graceful_shutdown failed|There are infinite retries remaining"
+    ),
     "GRPC_VERBOSITY": "NONE",
     "PYTHONWARNINGS": "ignore",
 }

@@ -101,7 +101,7 @@ def vacuum_store(uri: str, keep: int, older_than: float, dry_run: bool) -> None:
         return
     with locked(store.uri):  # what nobody had committed, a job that ended since may have
         plan = plan_vacuum(store, keep, older_than)
-        _tell_vacuum(store, plan, older_than, "go")
+        _tell_vacuum(store, plan, older_than, "goes")
         with Progress("vacuum", len(plan.files), "files") as bar:
             vacuum(store, plan, bar.update)
     print(f"{_total(plan.files)} freed")

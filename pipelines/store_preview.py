@@ -63,5 +63,7 @@ def _latents(version: StoreVersion) -> tuple[str, list[torch.Tensor]]:
 
 def _decoded(autoencoder: Autoencoder, latent: torch.Tensor) -> np.ndarray:
     """(H, W, 3) uint8; one at a time, as decoding takes much more memory than its result."""
+    if latent.ndim == 4 and autoencoder.temporal_downsampling is None:
+        latent = latent[:, 0]  # (C, h, w); of pictures: each frame by itself
     pixels = autoencoder.decode(latent[None])[0]
     return to_image(pixels[:, 0] if pixels.ndim == 4 else pixels)

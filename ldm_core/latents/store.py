@@ -97,8 +97,18 @@ class LatentStore:
     def table(
         self, name: str, version: int | None = None, columns: Sequence[str] | None = None
     ) -> pa.Table:
-        """A table, or some columns of it, in memory."""
-        return self.dataset(name, version).to_table(columns=list(columns) if columns else None)
+        """A table, or some columns of it, in memory.
+
+        Raises:
+            UserError: a file of it is gone.
+        """
+        try:
+            return self.dataset(name, version).to_table(columns=list(columns) if columns else None)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"a file of the table {name} of {self.uri} is gone ({error}): `ldm store "
+                f"{self.uri} --verify` names all that are, and what to do"
+            ) from error
 
     def bytes(self, table: str, version: int | None = None) -> int:
         """Size of the files a table consists of."""

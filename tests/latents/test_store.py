@@ -279,3 +279,9 @@ class TestStatistics:
     def test_a_constant_channel_does_not_divide_by_zero(self):
         constant = np.ones((4, 1, 2, 2))
         assert channel_statistics([(constant, np.full_like(constant, -60))]).std[0] > 0
+
+
+def test_a_file_that_is_gone_is_told_with_what_names_them_all(version):
+    next(Path(version.store.uri, "samples").glob("*.parquet")).unlink()
+    with pytest.raises(UserError, match=r"table samples of .* is gone.*`ldm store .* --verify`"):
+        version.table("samples")

@@ -13,6 +13,7 @@ from ldm_core.errors import UserError
 from ldm_core.latents.store import LatentStore
 from pipelines import encode_ceiling, encode_rounds
 from pipelines.encode_ceiling import Ceiling
+from pipelines.encode_latents import encode
 from pipelines.recipes.schema import Recipe
 from pipelines.stage import Options
 
@@ -104,6 +105,40 @@ def folder_of(place: Path, broken: range, count: int, **settings: object) -> Rec
         (data / names[k]).write_bytes(b"no picture")
     write_captions(data, {name: name for name in names})
     return project(place, 16, upscale=True, shard_size=4, **settings)
+
+
+def test_a_broken_set_is_told_why(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"9 rejects among 12 rows.* --retry-rejects"):
+        encode_here(folder_of(tmp_path, range(3, 12), 12, max_aspect=1.0))
+    assert "  003.png: not an image (begins with b'no picture'" in capsys.readouterr().out
+
+
+def test_rejects_that_are_rejects_again_are_nothing_new(tmp_path, capsys):
+    recipe = folder_of(tmp_path, range(4, 6), 8, max_aspect=1.0)
+    first = encode_here(recipe)
+    again = encode_here(recipe, Options(force=True, retry_rejects=True))
+    told = capsys.readouterr().out
+    assert "2 of 8 rejected: 2 not an image; `--retry-rejects` tries them again" in told
+    assert "nothing new: version 1 stands" in told
+    assert "2 of 8 still rejected: 2 not an image\n" in told
+    assert (first.summary["version"], again.summary["version"]) == (1, 1)
+    (tmp_path / "data/004.png").write_bytes(b"")  # for another reason, of as many files
+    (tmp_path / "data/005.png").write_bytes(b"")
+    assert encode_here(recipe, Options(force=True, retry_rejects=True)).summary["version"] == 2
+
+
+def test_a_dry_run_tells_of_rejects_and_of_what_is_tried_again(tmp_path, capsys):
+    recipe = folder_of(tmp_path, range(4, 6), 8, max_aspect=1.0)
+    (tmp_path / "data/nocaption.png").write_bytes(b"")
+    encode(recipe, Options(dry_run=True))
+    told = capsys.readouterr().out
+    assert "8 pictures, 0 videos, and 1 unusable (1 no caption)" in told
+    assert "of 8 that are new or changed, in this process; 2 of them are rejects: 2 not" in told
+    encode_here(recipe)
+    encode(recipe, Options(force=True, dry_run=True, retry_rejects=True))
+    assert "2 of 2 that are new or changed, in this process; 2 of them are rejects" in (
+        capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("max_aspect", [1.0, 2.0], ids=["listed", "looked into"])

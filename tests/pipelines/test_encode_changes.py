@@ -221,7 +221,7 @@ def test_repeated_files_are_told(recipe, capsys):
     (folder / "copy.png").write_bytes((folder / "4.png").read_bytes())
     write_captions(folder, read_captions(folder) | {"copy.png": "picture 4"})
     assert encode_here(recipe).summary["duplicates"] == 1
-    assert "1 files repeat the bytes of another" in capsys.readouterr().out
+    assert "duplicates: 1 with the bytes of another file; most" in capsys.readouterr().out
     assert duplicates(recipe) == [{"same": "bytes", "files": ["4.png", "copy.png"]}]
     picture(70).save(folder / "copy.png")
     encode_here(recipe)
@@ -274,7 +274,7 @@ def test_pictures_that_only_look_alike_are_told(recipe, capsys):
     assert (folder / "again.png").read_bytes() != (folder / "4.png").read_bytes()
     write_captions(folder, read_captions(folder) | {"again.png": "picture 4"})
     assert encode_here(recipe).summary["duplicates"] == 0
-    told = "0 files repeat the bytes of another, 1 look like another by dHash; most often, 2 times"
+    told = "duplicates: 1 that look like another; most often, 2 times"
     assert f"{told}: 4.png, again.png" in capsys.readouterr().out
 
 
@@ -305,7 +305,7 @@ def test_a_dry_run_tells_what_all_would_take(recipe, tmp_path, capsys):
     assert encode(mine, Options(dry_run=True)) is None
     printed = capsys.readouterr().out
     assert "at 2 each" in printed
-    assert "32 of 640, in this process" in printed
+    assert "32 of 640 that are new or changed, in this process" in printed
     assert files == sorted(tmp_path.rglob("root/latents/**/*"))
     foretold = int(re.search(r"bytes +([\d,]+) for 640 samples", printed)[1].replace(",", ""))
     grown = encode_here(mine).summary["bytes"] - before

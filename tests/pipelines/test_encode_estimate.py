@@ -113,7 +113,7 @@ FEW = Sampled(Listing([], []), 100, 10**9, captions=5, lone=0)
 
 
 def test_of_captions_that_all_come_again_there_are_no_more():
-    whole = Estimate(100, 100, 1.0, 1.0, 1.0, **SIZES, measured=2).of_all(FEW)
+    whole = Estimate(100, 100, 1.0, 1.0, 1.0, **SIZES, measured=2, rejects={}).of_all(FEW)
     assert (whole.files, whole.samples, whole.media_bytes) == (10**9, 1e9, 7e7)
     assert (whole.captions, whole.text_bytes, whole.text_s) == (5, 3, 1)
     assert whole.bytes == 7e7 + 3
@@ -122,14 +122,14 @@ def test_of_captions_that_all_come_again_there_are_no_more():
 
 def test_captions_of_which_no_two_are_alike_grow_with_the_rows():
     distinct = replace(FEW, captions=100, lone=100)
-    whole = Estimate(100, 100, 1.0, 1.0, 1.0, **SIZES, measured=2).of_all(distinct)
+    whole = Estimate(100, 100, 1.0, 1.0, 1.0, **SIZES, measured=2, rejects={}).of_all(distinct)
     assert (whole.text_s, whole.text_bytes) == (pytest.approx(1e7), pytest.approx(3e7))
 
 
 def test_beside_gpus_decoding_is_no_work_of_theirs():
     hour = {"decode_s": 3600.0, "encode_s": 1800.0, "text_s": 1800.0} | SIZES
     section = EncodeSection(workers=Workers(count=2, gpus=1), worker_hour_price=3)
-    beside = Estimate(4, 4, **hour, measured=2, apart=True)
+    beside = Estimate(4, 4, **hour, measured=2, rejects={}, apart=True)
     assert beside.worker_hours == 1
     first, second, *_ = beside.lines(section)
     assert first.split(maxsplit=2)[2] == (
@@ -140,7 +140,7 @@ def test_beside_gpus_decoding_is_no_work_of_theirs():
         "CPU-hours",
         *["1", "of", "decoding,", "beside", "the", "workers"],
     ]
-    assert Estimate(4, 4, **hour, measured=2).worker_hours == 2
+    assert Estimate(4, 4, **hour, measured=2, rejects={}).worker_hours == 2
 
 
 def test_a_machine_without_a_gpu_cannot_tell_what_gpus_take(folder, monkeypatch):
@@ -164,6 +164,6 @@ def test_of_a_long_manifest_some_rows_are_looked_at(folder, monkeypatch, capsys)
     printed = capsys.readouterr().out
     [told] = re.findall(r"bytes +([\d,]+) for 40 samples", printed)
     assert float(told.replace(",", "")) == pytest.approx(whole.bytes, rel=0.2)
-    assert "20 of 40, in this process; 20 rows were looked at" in printed
+    assert "20 of 40 that are new or changed, in this process; 20 rows were looked at" in printed
     assert "not all rows were looked at" in printed
     assert not Path(recipe.product("latents")).exists()

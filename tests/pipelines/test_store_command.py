@@ -209,6 +209,19 @@ class TestPreview:
         sheet = np.asarray(Image.open("grid.png"))
         np.testing.assert_array_equal(sheet[2:10, 2:10], to_image(video[0, :, 0]))
 
+    def test_of_a_video_of_an_autoencoder_of_pictures_too(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        new_autoencoder((8, 8), 4, 1, 8, seed=0).save_pretrained("vae")
+        autoencoder = load_autoencoder("vae")
+        entry = EncoderEntry(name="autoencoder", uri="vae", digest=autoencoder.digest)
+        version = sound_store("latents", count=1, autoencoder=entry, shape=(4, 2, 4, 4))
+        (row,) = version.table("samples").to_pylist()
+        latent = decode_array(row["latent_mean"], (1, 4, 2, 4, 4)).astype(np.float32)
+        write_preview(version, "grid.png")
+        expected = to_image(autoencoder.decode(torch.from_numpy(latent[:, :, 0]))[0])
+        sheet = np.asarray(Image.open("grid.png"))
+        np.testing.assert_array_equal(sheet[2:10, 2:10], expected)
+
 
 class TestDifference:
     def test_counts_and_first_names(self, ldm, version):
