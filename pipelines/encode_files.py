@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ldm_core.errors import BadMedia, UserError
-from ldm_core.media.locators import MediaReader
+from ldm_core.media.locators import DamagedRowGroup, MediaReader
 from pipelines.encode_plan import Item, Job
 
 READS_IN_FLIGHT = 16  # a bucket answers each in tens of ms
@@ -18,7 +18,11 @@ NEIGHBOURS = 3  # files of a shard that are asked for when another cannot be rea
 
 # What this machine lacks is no fault of a file.
 _OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_REASONS = {FileNotFoundError: "file missing", PermissionError: "not allowed"}
+_REASONS = {
+    FileNotFoundError: "file missing",
+    PermissionError: "not allowed",
+    DamagedRowGroup: "damaged row group",
+}
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,8 @@ class _Reading:
 
     def _answers(self, uri: str) -> bool:
         try:
-            return len(self.reader.head(uri, 1)) > 0
-        except (OSError, UserError):
+            return len(self.reader.first_byte(uri)) > 0
+        except OSError:
             return False
 
 
