@@ -105,9 +105,10 @@ def readable(content: Content | BadMedia) -> bytes:
 class _Reading:
     """A file's bytes, or why they are not read.
 
-    A file that cannot be read is a reject if another of the same storage can be: a source of
-    millions has a few that are damaged, archived, or gone since they were listed. If none can, a
-    node lacks the disk or the right to read, and all of its files would be rejects.
+    A file that cannot be read is a reject if another of the same storage can be, and after that it
+    still cannot: a source of millions has a few that are damaged, archived, or gone since they were
+    listed. If none can, a node lacks the disk or the right to read, and all of its files would be
+    rejects.
 
     Args:
         reader: of the files.
@@ -144,13 +145,15 @@ class _Reading:
     def _guarded(self, uri: str, read: Callable[[str], bytes]) -> Content | BadMedia:
         try:
             return Content(read(uri))
-        except (ConnectionError, TimeoutError):  # whichever file it was, nobody answers
-            raise
         except OSError as error:
-            if error.errno in _OUR_OWN:
-                raise
+            _check_file(error)
             if not self._others_can_be_read(uri):
                 raise _unreadable(uri, error) from error
+        self.reader.try_again(uri)
+        try:  # what was amiss may have passed by the time that the others were asked
+            return Content(read(uri))
+        except OSError as error:
+            _check_file(error)
             reason = _REASONS.get(type(error), "unreadable")
             return BadMedia("read", reason, f"{type(error).__name__}: {error}")
 
@@ -163,6 +166,12 @@ class _Reading:
             return len(self.reader.first_byte(uri)) > 0
         except OSError:
             return False
+
+
+def _check_file(error: OSError) -> None:
+    """Raise what is no matter of one file: nobody answers, or this machine has no room."""
+    if isinstance(error, ConnectionError | TimeoutError) or error.errno in _OUR_OWN:
+        raise error
 
 
 def _size(item: Item) -> int:

@@ -22,6 +22,8 @@ _CELL = re.compile(r"(.+)#row_group=(\d+)&row=(\d+)&column=([\w%-]+)", re.DOTALL
 
 _CellPlace = tuple[str, int, str]  # file, row group, column
 
+ATTEMPTS = 2  # at a row group
+
 
 class DamagedRowGroup(OSError):
     """A Parquet file still has the row group of which its footer tells, but not to be read."""
@@ -66,7 +68,8 @@ class MediaReader:
     def __init__(self, row_groups: int = 2) -> None:
         self._kept = row_groups
         self._columns: OrderedDict[_CellPlace, pa.ChunkedArray] = OrderedDict()
-        self._failed: dict[_CellPlace, OSError] = {}
+        self._failed: dict[_CellPlace, list[OSError]] = {}
+        self._again: set[_CellPlace] = set()
         self._lock = Lock()
 
     def read(self, uri: str) -> bytes:
@@ -101,6 +104,14 @@ class MediaReader:
         fs, path = filesystem(inside[1] if inside else uri)
         return bytes(fs.cat_file(path, start=0, end=1))
 
+    def try_again(self, uri: str) -> None:
+        """Have a row group that could not be read be read once more for the next of its rows, but
+        not more than `ATTEMPTS` times in all."""
+        if cell := _CELL.fullmatch(uri):
+            with self._lock:
+                if len(self._failed.get(_place_of(cell), [])) < ATTEMPTS:
+                    self._again.add(_place_of(cell))
+
     def _read_cell(self, place: _CellPlace, row: int) -> bytes:
         column = self._column(place)
         if row >= len(column):
@@ -118,14 +129,16 @@ class MediaReader:
             return self._columns[place]
 
     def _attempt(self, place: _CellPlace) -> pa.ChunkedArray:
-        if place in self._failed:
-            raise self._failed[place].with_traceback(None)  # else it grows with every row
+        failed = self._failed.setdefault(place, [])
+        if failed and place not in self._again:
+            raise failed[-1].with_traceback(None)  # else it grows with every row
+        self._again.discard(place)
         try:
             return _read_column(*place)
         except (ConnectionError, TimeoutError):  # of the server, not of the group
             raise
         except OSError as error:
-            self._failed[place] = error
+            failed.append(error)
             raise
 
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,12 +14,17 @@ from test_encode_media import encoded, project
 from test_encode_reads import group_reads, png  # noqa: F401
 
 from ldm_core.errors import UserError
+from ldm_core.media import locators
+from ldm_core.media.buckets import Geometry
 from ldm_core.media.locators import DamagedRowGroup, MediaReader, cell_uri
+from ldm_core.media.parts import ClipRule
+from pipelines.encode_files import READS_IN_FLIGHT, readable, with_content
 from pipelines.encode_media import probe_entries
-from pipelines.encode_plan import as_they_lie, describe_autoencoder, make_plan
+from pipelines.encode_plan import Item, Job, as_they_lie, describe_autoencoder, make_plan
 from pipelines.recipes.schema import Recipe
 
 GROUPS, ROWS = 3, 8
+JOB = Job("", Geometry(64, 8), ClipRule(8, 8, None, 1, False), 1, "", "", "", 8)
 
 
 @pytest.fixture
@@ -98,3 +105,68 @@ def test_a_damaged_row_group_is_not_read_for_each_of_its_rows(recipe, file, grou
     assert group_reads[1] <= 2
     assert group_reads[2] == 1
     assert group_reads[0] == 0  # who is asked whether the storage answers reads no row group
+
+
+class TestOfAMoment:
+    """Errors of the storage that have passed when others are asked."""
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.EIO, "Input/output error"),
+            OSError(errno.ESTALE, "Stale file handle"),
+            PermissionError(errno.EACCES, "Permission denied"),
+        ],
+        ids=lambda error: errno.errorcode[error.errno],
+    )
+    def test_a_file_is_read_once_more_before_it_is_a_reject(self, tmp_path, monkeypatch, error):
+        items = put_files(tmp_path, 2 * READS_IN_FLIGHT)
+        read, seen = MediaReader.read, Counter[str]()
+
+        def away_at_first(self, uri: str) -> bytes:
+            seen[uri] += 1
+            if seen[uri] == 1 and len(seen) <= READS_IN_FLIGHT:
+                raise error
+            return read(self, uri)
+
+        monkeypatch.setattr(MediaReader, "read", away_at_first)
+        found = [content for _, content in with_content([[item] for item in items], JOB)]
+        assert [readable(content) for content in found] == [b"%d" % k for k in range(len(items))]
+        assert max(seen.values()) == 2
+
+    def test_who_answers_no_more_at_the_second_time_is_no_bad_file(self, tmp_path, monkeypatch):
+        errors = [OSError(errno.EIO, "Input/output error"), ConnectionResetError("gone")]
+
+        def fails(self, uri: str) -> bytes:
+            raise errors.pop(0)
+
+        monkeypatch.setattr(MediaReader, "read", fails)
+        items = put_files(tmp_path, 2)
+        with pytest.raises(ConnectionResetError):
+            list(with_content([items[:1]], replace(JOB, witnesses=(items[1]["uri"],))))
+
+    def test_a_row_group_is_read_once_more(self, file, monkeypatch, group_reads):  # noqa: F811
+        counted = locators._read_column
+
+        def away_at_first(place: str, row_group: int, column: str) -> pa.ChunkedArray:
+            found = counted(place, row_group, column)
+            if group_reads[row_group] == 1:
+                raise OSError(errno.EIO, "Input/output error")
+            return found
+
+        monkeypatch.setattr(locators, "_read_column", away_at_first)
+        files = [[item_of(cell_uri(str(file), 1, row, "image"))] for row in range(ROWS)]
+        found = [readable(content) for _, content in with_content(files, JOB)]
+        assert found == [png(ROWS + row) for row in range(ROWS)]
+        assert group_reads == {1: 2}
+
+
+def put_files(folder: Path, count: int) -> list[Item]:
+    """Files of a few bytes each."""
+    for k in range(count):
+        (folder / f"{k}.png").write_bytes(b"%d" % k)
+    return [item_of(str(folder / f"{k}.png")) for k in range(count)]
+
+
+def item_of(uri: str) -> Item:
+    return {"id": uri, "uri": uri, "kind": "image", "size": None, "fingerprint": "f"}
