@@ -10,6 +10,7 @@ from functools import cached_property
 from ldm_core.errors import BadMedia, UserError
 from ldm_core.media.locators import DamagedRowGroup, MediaReader
 from pipelines.encode_plan import Item, Job
+from pipelines.encode_storage import storage
 
 READS_IN_FLIGHT = 16  # a bucket answers each in tens of ms
 READ_AHEAD = 256 << 20  # bytes of the files held while one is decoded; a larger one is held alone
@@ -62,7 +63,7 @@ def with_content(
     _last_video.clear()  # before there is another
     reader = MediaReader()
     others = [items[0]["uri"] for items in files[: NEIGHBOURS + 1]] + list(job.witnesses)
-    read = _Reading(reader, others, job.item_bytes, beginnings)
+    read = _Reading(reader, others, job, beginnings)
     with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
         for some in read_together([read.size(items[0]) for items in files], READ_AHEAD):
             found = readers.map(lambda at: kept.get(names[at]) or read(files[at][0]), some)
@@ -113,15 +114,15 @@ class _Reading:
     Args:
         reader: of the files.
         others: locators of some files of the source.
-        most: bytes of a file for which there is room.
+        job: says for how many bytes of a file there is room, and what is mounted.
         beginnings: see `with_content`.
     """
 
     def __init__(
-        self, reader: MediaReader, others: Sequence[str], most: int, beginnings: bool
+        self, reader: MediaReader, others: Sequence[str], job: Job, beginnings: bool
     ) -> None:
-        self.reader, self.others, self.most = reader, others, most
-        self.beginnings = beginnings
+        self.reader, self.others, self.beginnings = reader, others, beginnings
+        self.most, self.mounts = job.item_bytes, job.mounts
 
     def size(self, item: Item) -> int:
         """Bytes that are read of the item's file."""
@@ -158,8 +159,9 @@ class _Reading:
             return BadMedia("read", reason, f"{type(error).__name__}: {error}")
 
     def _others_can_be_read(self, uri: str) -> bool:
-        mine = [each for each in self.others if each != uri and _storage(each) == _storage(uri)]
-        return any(self._answers(each) for each in mine)
+        mine = storage(uri, self.mounts)
+        near = [each for each in self.others if storage(each, self.mounts) == mine]
+        return any(self._answers(each) for each in near if each != uri)
 
     def _answers(self, uri: str) -> bool:
         try:
@@ -177,12 +179,6 @@ def _check_file(error: OSError) -> None:
 def _size(item: Item) -> int:
     """Of the item's file; one of unknown size is as small as pictures in tables are."""
     return int(item.get("size") or 0)
-
-
-def _storage(uri: str) -> tuple[str, str]:
-    """Scheme and bucket; of local files neither."""
-    scheme, remote, path = uri.partition("://")
-    return (scheme, path.split("/")[0]) if remote else ("", "")
 
 
 def _unreadable(uri: str, error: OSError) -> UserError:
