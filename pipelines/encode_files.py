@@ -15,6 +15,7 @@ from pipelines.encode_storage import storage
 READS_IN_FLIGHT = 16  # a bucket answers each in tens of ms
 READ_AHEAD = 256 << 20  # bytes of the files held while one is decoded; a larger one is held alone
 HEAD_BYTES = 64 << 10  # hold the size of nearly all JPEGs, and how they are turned
+JPEG = b"\xff\xd8"  # begins with these; what turns a PNG may be its last chunk
 NEIGHBOURS = 3  # files of a shard that are asked for when another cannot be read
 
 # What this machine lacks is no fault of a file.
@@ -52,7 +53,7 @@ def with_content(
     Args:
         files: the items of each.
         job: says how large they may be.
-        beginnings: whether of files of which it tells the size, that will do.
+        beginnings: whether of JPEGs, whatever their names, that will do.
 
     Raises:
         UserError: a file cannot be read, and neither can others.
@@ -65,7 +66,7 @@ def with_content(
     others = [items[0]["uri"] for items in files[: NEIGHBOURS + 1]] + list(job.witnesses)
     read = _Reading(reader, others, job, beginnings)
     with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
-        for some in read_together([read.size(items[0]) for items in files], READ_AHEAD):
+        for some in read_together([_size(items[0]) for items in files], READ_AHEAD):
             found = readers.map(lambda at: kept.get(names[at]) or read(files[at][0]), some)
             for place, content in zip(some, found, strict=True):
                 yield files[place], content
@@ -124,23 +125,15 @@ class _Reading:
         self.reader, self.others, self.beginnings = reader, others, beginnings
         self.most, self.mounts = job.item_bytes, job.mounts
 
-    def size(self, item: Item) -> int:
-        """Bytes that are read of the item's file."""
-        return min(_size(item), HEAD_BYTES) if self._begins_with_all(item) else _size(item)
-
-    def _begins_with_all(self, item: Item) -> bool:
-        """Whether the beginning tells the size, which that of a PNG does not: what turns it may be
-        its last chunk."""
-        named = item["id"].lower().endswith((".jpg", ".jpeg"))
-        return self.beginnings and item["kind"] == "image" and named
-
     def __call__(self, item: Item) -> Content | BadMedia:
         size, uri = _size(item), item["uri"]
         if size > self.most:
             told = f"{size} bytes are more than encode.item_gib, {self.most / 2**30:.3g} GiB"
             return BadMedia("read", "too large", told)
-        if self._begins_with_all(item) and size > HEAD_BYTES:
-            return self._guarded(uri, lambda uri: self.reader.head(uri, HEAD_BYTES))
+        if self.beginnings and item["kind"] == "image" and size > HEAD_BYTES:
+            head = self._guarded(uri, lambda uri: self.reader.head(uri, HEAD_BYTES))
+            if isinstance(head, BadMedia) or head.data.startswith(JPEG):
+                return head
         return self._guarded(uri, self.reader.read)
 
     def _guarded(self, uri: str, read: Callable[[str], bytes]) -> Content | BadMedia:
