@@ -5,6 +5,7 @@ The files are decoded and encoded in this process; nothing is written and no Ray
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -17,6 +18,13 @@ from ldm_core.latents.store import LatentStore, parquet_bytes
 from ldm_core.media.buckets import Bucket
 from ldm_core.media.manifest_sample import Sampled
 from pipelines.encode_changes import listed_parts, media_to_do, shard_limit, shards_of
+from pipelines.encode_groups import (
+    group_of,
+    group_sizes,
+    lifted,
+    reads_to_encode,
+    reads_to_look,
+)
 from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Item, Plan
 from pipelines.encode_texts import missing_texts
@@ -25,7 +33,7 @@ from pipelines.recipes.sections import EncodeSection
 
 T = TypeVar("T")
 
-_OF_MEDIA = ("samples", "decode_s", "encode_s", "media_bytes")
+_OF_MEDIA = ("samples", "decode_s", "encode_s", "media_bytes", "groups", "group_reads")
 _OF_TEXTS = ("text_s", "text_bytes", "captions")
 
 
@@ -36,12 +44,14 @@ class Estimate:
     Attributes:
         files: of them.
         samples: their pictures and clips, as many a file as the measured have.
-        decode_s: seconds of one CPU.
+        decode_s: seconds of one CPU, with those it waits for row groups.
         encode_s, text_s: seconds of one worker.
         media_bytes, text_bytes: that the store grows by.
         captions: distinct ones that are to be embedded.
         measured: files it is drawn from.
         listed: rows of the source that were looked at; None is all.
+        groups, group_reads: Parquet row groups that hold media, and how often any is read.
+        read_s: seconds that takes each time.
         apart: whether CPU tasks beside the workers decode, as they do where workers have GPUs.
     """
 
@@ -56,6 +66,9 @@ class Estimate:
     measured: int
     apart: bool = False
     listed: int | None = None
+    groups: float = 0.0
+    group_reads: float = 0.0
+    read_s: float = 0.0
 
     @property
     def worker_hours(self) -> float:
@@ -96,7 +109,18 @@ class Estimate:
             *([f"  takes    {'CPU-hours':<12} {beside}"] if self.apart else []),
             f"  takes    {'bytes':<12} {self.bytes:,.0f} for {self.samples:,.0f} samples",
             f"  takes    {'of these':<12} {told}",
+            *self._of_groups(most),
             f"  measured {'files':<12} {self.measured} of {self.files:,}, in this process{looked}",
+        ]
+
+    def _of_groups(self, most: str) -> list[str]:
+        if not self.groups:
+            return []
+        share = 100 * self.group_reads * self.read_s / max(self.decode_s, 1e-9)
+        return [
+            f"  takes    {'row groups':<12} {most}{self.group_reads:,.0f} reads of "
+            f"{self.groups:,.0f}, whole, to look in and for each shard with some of its rows; "
+            f"{share:.0f} % of decoding"
         ]
 
     def _seconds(self) -> dict[str, float]:
@@ -118,12 +142,16 @@ def estimate(plan: Plan, store: LatentStore, section: EncodeSection, count: int)
         return None
     _check_device(section)
     some = evenly(missing, count)
-    media, scale = _measure_media(plan, some, section), len(missing) / max(len(some), 1)
+    scale = len(missing) / max(len(some), 1)
+    with lifted(some) as (files, read_s):
+        media = _measure_media(plan, files, section)
+    sizes = group_sizes(missing)
+    reads = _group_reads(plan, missing, some, media.parts, section)
     text_s, text_bytes = _measure_texts(plan, texts, section, count)
     return Estimate(
         files=len(missing),
         samples=scale * media.samples,
-        decode_s=scale * media.decode_s,
+        decode_s=scale * media.decode_s + reads * read_s,
         encode_s=scale * media.encode_s,
         text_s=text_s,
         media_bytes=scale * media.bytes,
@@ -131,7 +159,30 @@ def estimate(plan: Plan, store: LatentStore, section: EncodeSection, count: int)
         captions=len({digest for _, digest in texts}),
         measured=len(some),
         apart=section.workers.gpus > 0,
+        groups=len(sizes),
+        group_reads=reads,
+        read_s=read_s,
     )
+
+
+def _group_reads(
+    plan: Plan,
+    missing: Sequence[Item],
+    some: Sequence[Item],
+    parts: Sequence[Item],
+    section: EncodeSection,
+) -> float:
+    """How often row groups are read for the missing files, of some of which these are the parts."""
+    inside = {entry["id"] for entry in some if group_of(entry)[0]}
+    mine = [part for part in parts if part["source"] in inside]
+    counts = Counter(part["bucket"] for part in mine)
+    files = Counter(bucket for bucket, _ in {(part["bucket"], part["source"]) for part in mine})
+    sizes = group_sizes(missing)
+    times = sizes.total() / max(len(inside), 1)
+    shards = {name: times * count / shard_limit(name, section) for name, count in counts.items()}
+    shares = {name: count / len(inside) for name, count in files.items()}
+    unknown = group_sizes(listed_parts(plan, missing)[1])
+    return reads_to_look(unknown) + reads_to_encode(sizes, shares, shards)
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:
@@ -155,6 +206,7 @@ class _Media:
     decode_s: float = 0.0
     encode_s: float = 0.0
     bytes: float = 0.0
+    parts: Sequence[Item] = ()
 
 
 def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) -> _Media:
@@ -174,7 +226,7 @@ def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) 
         encode_s += seconds
         samples += len(good)
         size += _bytes("samples", good, shard_limit(shard["bucket"], section))
-    return _Media(samples, decode_s, encode_s, size)
+    return _Media(samples, decode_s, encode_s, size, parts)
 
 
 def _probe(plan: Plan, entries: Sequence[Item]) -> tuple[float, list[Item]]:

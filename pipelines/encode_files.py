@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 from ldm_core.errors import BadMedia, UserError
-from ldm_core.media.locators import DamagedRowGroup, MediaReader
+from ldm_core.media.locators import DamagedRowGroup, MediaReader, cell_place
 from pipelines.encode_plan import Item, Job
 from pipelines.encode_storage import storage
 
@@ -66,13 +67,22 @@ def with_content(
     others = [items[0]["uri"] for items in files[: NEIGHBOURS + 1]] + list(job.witnesses)
     read = _Reading(reader, others, job, beginnings)
     with ThreadPoolExecutor(READS_IN_FLIGHT) as readers:
-        for some in read_together([_size(items[0]) for items in files], READ_AHEAD):
+        for some in _read_at_once(files):
             found = readers.map(lambda at: kept.get(names[at]) or read(files[at][0]), some)
             for place, content in zip(some, found, strict=True):
                 yield files[place], content
                 kept.clear()
     if files and files[-1][0]["kind"] == "video" and not beginnings:
         _last_video.update({names[-1]: content} if isinstance(content, Content) else {})
+
+
+def _read_at_once(files: Sequence[list[Item]]) -> Iterator[list[int]]:
+    """Places of files that are read ahead together: of one row group, as the reader keeps two, and
+    threads that want more of them take each other's away."""
+    for _, group in groupby(range(len(files)), lambda at: cell_place(files[at][0]["uri"])[:2]):
+        places = list(group)
+        for some in read_together([_size(files[at][0]) for at in places], READ_AHEAD):
+            yield places[some.start : some.stop]
 
 
 def read_together(sizes: Sequence[int], most: int, count: int = READS_IN_FLIGHT) -> Iterator[range]:
