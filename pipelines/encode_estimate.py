@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +16,15 @@ from ldm_core.errors import UserError
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.store import LatentStore, parquet_bytes
 from ldm_core.media.buckets import Bucket
-from ldm_core.media.manifest_sample import Sampled
 from pipelines.encode_changes import listed_parts, media_to_do, shard_limit, shards_of
+from pipelines.encode_foretold import Estimate
+from pipelines.encode_groups import (
+    group_of,
+    group_sizes,
+    lifted,
+    reads_to_encode,
+    reads_to_look,
+)
 from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Item, Plan
 from pipelines.encode_texts import missing_texts
@@ -25,92 +32,6 @@ from pipelines.encode_workers import EncodeMedia, EncodeTexts, Row, table_of
 from pipelines.recipes.sections import EncodeSection
 
 T = TypeVar("T")
-
-_OF_MEDIA = ("samples", "decode_s", "encode_s", "media_bytes")
-_OF_TEXTS = ("text_s", "text_bytes", "captions")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """For all files and captions that are to be done.
-
-    Attributes:
-        files: of them.
-        samples: their pictures and clips, as many a file as the measured have.
-        decode_s: seconds of one CPU.
-        encode_s, text_s: seconds of one worker.
-        media_bytes, text_bytes: that the store grows by.
-        captions: distinct ones that are to be embedded.
-        measured: files it is drawn from.
-        rejects: of these, by reason.
-        listed: rows of the source that were looked at; None is all.
-        apart: whether CPU tasks beside the workers decode, as they do where workers have GPUs.
-    """
-
-    files: int
-    samples: float
-    decode_s: float
-    encode_s: float
-    text_s: float
-    media_bytes: float
-    text_bytes: float
-    captions: float
-    measured: int
-    rejects: Mapping[str, int]
-    apart: bool = False
-    listed: int | None = None
-
-    @property
-    def worker_hours(self) -> float:
-        """Of the workers, who decode what they encode if nobody else does; divide by their number
-        for the clock's."""
-        return sum(self._seconds().values()) / 3600
-
-    @property
-    def bytes(self) -> float:
-        """That the store grows by."""
-        return self.media_bytes + self.text_bytes
-
-    def of_all(self, sampled: Sampled) -> "Estimate":
-        """For a whole source of which this tells of some rows: a caption that comes again is no
-        work."""
-        if sampled.whole:
-            return self
-        media, texts = sampled.times, sampled.caption_times
-        larger = {name: media * getattr(self, name) for name in _OF_MEDIA}
-        larger |= {name: texts * getattr(self, name) for name in _OF_TEXTS}
-        return replace(self, **larger, files=round(media * self.files), listed=sampled.rows)
-
-    def lines(self, section: EncodeSection) -> list[str]:
-        """What a dry run tells."""
-        shares = ", ".join(
-            f"{name} {seconds / 36 / max(self.worker_hours, 1e-9):.0f} %"
-            for name, seconds in self._seconds().items()
-        )
-        count, price = section.workers.count, section.worker_hour_price
-        cost = f", {price * self.worker_hours:,.2f} at {price:g} each" if price else ""
-        looked = f"; {self.listed:,} rows were looked at" if self.listed else ""
-        most = "at most " if self.listed else ""
-        told = f"{self.text_bytes:,.0f} for the embeddings of {most}{self.captions:,.0f} captions"
-        beside = f"{self.decode_s / 3600:,.3g} of decoding, beside the workers"
-        return [
-            f"  takes    {'worker-hours':<12} {self.worker_hours:,.3g} ({shares}){cost}; "
-            f"{self.worker_hours / count:,.3g} hours by {count} workers",
-            *([f"  takes    {'CPU-hours':<12} {beside}"] if self.apart else []),
-            f"  takes    {'bytes':<12} {self.bytes:,.0f} for {self.samples:,.0f} samples",
-            f"  takes    {'of these':<12} {told}",
-            f"  measured {'files':<12} {self.measured} of {self.files:,} that are new or changed, "
-            f"in this process{looked}{self._unusable()}",
-        ]
-
-    def _unusable(self) -> str:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejects.items()))
-        return f"; {sum(self.rejects.values())} of them are rejects: {reasons}" if reasons else ""
-
-    def _seconds(self) -> dict[str, float]:
-        """Of workers, by what they do."""
-        decode = {} if self.apart else {"decode": self.decode_s}
-        return {**decode, "encode": self.encode_s, "captions": self.text_s}
 
 
 def estimate(
@@ -135,12 +56,16 @@ def estimate(
         return None
     _check_device(section)
     some = evenly(missing, count)
-    media, scale = _measure_media(plan, some, section), len(missing) / max(len(some), 1)
+    scale = len(missing) / max(len(some), 1)
+    with lifted(some) as (files, read_s):
+        media = _measure_media(plan, files, section)
+    sizes = group_sizes(missing)
+    reads = _group_reads(plan, missing, some, media.parts, section)
     text_s, text_bytes = _measure_texts(plan, texts, section, count)
     return Estimate(
         files=len(missing),
         samples=scale * media.samples,
-        decode_s=scale * media.decode_s,
+        decode_s=scale * media.decode_s + reads * read_s,
         encode_s=scale * media.encode_s,
         text_s=text_s,
         media_bytes=scale * media.bytes,
@@ -149,7 +74,30 @@ def estimate(
         measured=len(some),
         rejects=media.rejects,
         apart=section.workers.gpus > 0,
+        groups=len(sizes),
+        group_reads=reads,
+        read_s=read_s,
     )
+
+
+def _group_reads(
+    plan: Plan,
+    missing: Sequence[Item],
+    some: Sequence[Item],
+    parts: Sequence[Item],
+    section: EncodeSection,
+) -> float:
+    """How often row groups are read for the missing files, of some of which these are the parts."""
+    inside = {entry["id"] for entry in some if group_of(entry)[0]}
+    mine = [part for part in parts if part["source"] in inside]
+    counts = Counter(part["bucket"] for part in mine)
+    files = Counter(bucket for bucket, _ in {(part["bucket"], part["source"]) for part in mine})
+    sizes = group_sizes(missing)
+    times = sizes.total() / max(len(inside), 1)
+    shards = {name: times * count / shard_limit(name, section) for name, count in counts.items()}
+    shares = {name: count / len(inside) for name, count in files.items()}
+    unknown = group_sizes(listed_parts(plan, missing)[1])
+    return reads_to_look(unknown) + reads_to_encode(sizes, shares, shards)
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:
@@ -174,6 +122,7 @@ class _Media:
     encode_s: float = 0.0
     bytes: float = 0.0
     rejects: Mapping[str, int] = field(default_factory=dict)
+    parts: Sequence[Item] = ()
 
 
 def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) -> _Media:
@@ -195,7 +144,7 @@ def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) 
         encode_s += seconds
         samples += len(good)
         size += _bytes("samples", good, shard_limit(shard["bucket"], section))
-    return _Media(samples, decode_s, encode_s, size, rejects)
+    return _Media(samples, decode_s, encode_s, size, rejects, parts)
 
 
 def _probe(plan: Plan, entries: Sequence[Item]) -> tuple[float, list[Item]]:

@@ -10,21 +10,20 @@ from functools import partial
 import ray
 
 from pipelines import ray_runtime
+from pipelines.encode_groups import probe_tasks
 from pipelines.encode_media import Row, decode_shard, probe_entries
 from pipelines.encode_plan import Item, Job
 from pipelines.encode_workers import EncodeShard
 from pipelines.recipes.sections import Workers
 
-PROBED_AT_ONCE = 64  # files of a task
-
 
 def probe_files(
     entries: Sequence[Item], job: Job, workers: Workers, verbose: bool
 ) -> Iterator[Item]:
-    """Find the parts of files in CPU tasks, in whatever order; see `probe_entries`."""
+    """Find the parts of files in CPU tasks, in whatever order; see `probe_entries` and
+    `probe_tasks`."""
     if entries:
-        starts = range(0, len(entries), PROBED_AT_ONCE)
-        rows = [{"items": json.dumps(entries[at : at + PROBED_AT_ONCE])} for at in starts]
+        rows = [{"items": json.dumps(some)} for some in probe_tasks(entries)]
         shards = _shards(rows, workers, verbose)
         for row in shards.map(partial(probe_entries, job=job), num_cpus=1).iter_rows():
             yield from json.loads(row["items"])

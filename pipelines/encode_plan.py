@@ -21,10 +21,11 @@ from ldm_core.text.encoders import describe_clip
 from ldm_core.text.tiny import build_tiny_text_encoders
 from ldm_core.text.token_encoders import describe_tokens
 from ldm_core.text.uris import placed
+from pipelines.encode_storage import mounts_of, witnesses
 from pipelines.recipes.schema import Recipe, check_size
 from pipelines.recipes.sections import EncodeSection
 
-WITNESSES = 3  # files, spread over all
+WITNESSES = 3  # files of each storage
 CODE = "buckets 1"  # names what this code does to media; a change makes rows stale
 _USUAL = {"precision": "fp32", "tile": None, "flip": False}
 
@@ -36,7 +37,8 @@ class Job:
     """What a worker needs to know, the same for every shard.
 
     Attributes:
-        witnesses: locators of a few files: who cannot read any of them lacks the storage.
+        witnesses: locators of a few files of each storage: who cannot read any lacks it.
+        mounts: of local files, see `mounts_of`.
     """
 
     store: str
@@ -56,6 +58,7 @@ class Job:
     item_seconds: float = 120.0
     item_bytes: int = 4 << 30
     witnesses: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
 
     @property
     def unusual(self) -> dict[str, Any]:
@@ -139,7 +142,9 @@ def make_plan(
     entries = {entry.id: _entry(entry, _decisive(job, autoencoder)) for entry in listing.entries}
     _build_tiny_encoders(recipe, _captions(entries))
     texts, token_bytes = _texts(job)
-    job = replace(job, witnesses=_witnesses(listing))
+    uris = [entry.uri for entry in listing.entries]
+    mounts = mounts_of(uris)
+    job = replace(job, mounts=mounts, witnesses=witnesses(uris, mounts, WITNESSES))
     return Plan(job, autoencoder, texts, entries, _refused(listing), token_bytes)
 
 
@@ -211,12 +216,6 @@ def encode_job(recipe: Recipe, autoencoder: AutoencoderFacts) -> Job:
         item_seconds=section.item_seconds,
         item_bytes=int(section.item_gib * 2**30),
     )
-
-
-def _witnesses(listing: Listing) -> tuple[str, ...]:
-    count = len(listing.entries)
-    places = sorted({k * count // WITNESSES for k in range(WITNESSES)} if count else ())
-    return tuple(listing.entries[place].uri for place in places)
 
 
 def _clip_rule(section: EncodeSection, multiple: int) -> ClipRule:

@@ -46,7 +46,8 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.decode import decode_image
 from ldm_core.media.pixels import to_pixels
 from ldm_core.text.encoders import load_clip, load_t5
-from pipelines.encode_estimate import Estimate, estimate
+from pipelines.encode_estimate import estimate
+from pipelines.encode_foretold import Estimate
 from pipelines.encode_latents import MEASURED
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.recipes.schema import Recipe

@@ -20,7 +20,8 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media.entries import Listing
 from ldm_core.media.manifest_sample import Sampled
 from pipelines import encode_estimate, encode_latents
-from pipelines.encode_estimate import Estimate, estimate, evenly
+from pipelines.encode_estimate import estimate, evenly
+from pipelines.encode_foretold import Estimate
 from pipelines.encode_latents import MEASURED
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.recipes.schema import Recipe

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import random
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -21,11 +23,11 @@ from ldm_core.latents.store import LatentStore
 from ldm_core.media import locators
 from ldm_core.media.clips import Clip
 from ldm_core.media.guarded import GuardedDecoder
-from ldm_core.media.locators import MediaReader
+from ldm_core.media.locators import MediaReader, member_uri
 from pipelines import encode_rounds
 from pipelines.encode_files import HEAD_BYTES
 from pipelines.encode_media import decode_shard, part_of, probe_entries
-from pipelines.encode_plan import describe_autoencoder, make_plan
+from pipelines.encode_plan import Item, describe_autoencoder, encode_job, make_plan
 from pipelines.encode_rounds import rounds
 from pipelines.recipes.schema import Recipe
 
@@ -229,3 +231,57 @@ def test_of_a_photograph_the_beginning_tells_its_shape(photographs, monkeypatch)
     shapes = [tuple(map(int, part["bucket"].split("x")))[:2] for part in found]
     assert [height > width for height, width in shapes] == [True, True]
     assert whole == ["late.jpg"]
+
+
+class TestBeginnings:
+    """Of which pictures a beginning is enough, however they are named."""
+
+    @pytest.fixture
+    def whole(self, monkeypatch) -> list[str]:
+        """Locators of what is read whole from now on."""
+        read, seen = MediaReader.read, list[str]()
+
+        def watched(self, uri: str) -> bytes:
+            seen.append(uri)
+            return read(self, uri)
+
+        monkeypatch.setattr(MediaReader, "read", watched)
+        return seen
+
+    def test_a_jpeg_in_an_archive_has_no_extension(self, photographs, whole, tmp_path):
+        data = (tmp_path / "data/early.jpg").read_bytes()
+        archive = tmp_path / "some.tar"
+        archive.write_bytes(bytes(512) + data)
+        item = {"id": "some.tar/000001", "uri": member_uri(str(archive), 512, len(data))}
+        assert stands_upright(photographs, item, len(data))
+        assert whole == []
+
+    def test_a_png_with_a_jpegs_name_may_be_turned_at_its_end(self, photographs, whole, tmp_path):
+        file = tmp_path / "data/named.jpg"
+        file.write_bytes(turned_at_its_end())
+        item = {"id": "named.jpg", "uri": str(file)}
+        assert stands_upright(photographs, item, file.stat().st_size)
+        assert whole == [str(file)]
+
+
+def stands_upright(recipe: Recipe, item: Item, size: int) -> bool:
+    """Whether a picture of so many bytes is found to be higher than wide."""
+    assert size > HEAD_BYTES
+    entry = {"kind": "image", "size": size, "captions": [], "fingerprint": "f", **item}
+    job = encode_job(recipe.located(), describe_autoencoder(recipe.located()))
+    [part] = json.loads(probe_entries({"items": json.dumps([entry])}, job)["items"])
+    height, width = map(int, part["bucket"].split("x")[:2])
+    return height > width
+
+
+def turned_at_its_end() -> bytes:
+    """A PNG of noise, 300 x 600, that an eXIf chunk after all its pixels lays on its side."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 600, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    exif = b"eXIf" + turned.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(exif) - 4) + exif + struct.pack(">I", zlib.crc32(exif))
+    png, end = stream.getvalue()[:-12], stream.getvalue()[-12:]
+    return png + chunk + end
