@@ -32,7 +32,7 @@ def test_dry_runs_write_nothing(ldm, tmp_path):
     assert_mistake(ldm("encode", *words[:-1]), "run/autoencoder")  # leaves no text encoders behind
     pixels = ldm("encode", *words, "--set", "autoencoder.source=identity")
     assert pixels.stdout.endswith("encode: would run, and build the tiny text encoders\n")
-    for told in (" worker-hours ", " bytes ", "5 of 5, in this process"):
+    for told in (" worker-hours ", " bytes ", "5 of 5 that are new or changed, in this process"):
         assert told in pixels.stdout
     source = ldm("autoencoder", *words, "--set", "autoencoder.source=identity")
     assert source.stdout.endswith("autoencoder: has nothing to do\n")

@@ -75,7 +75,7 @@ def test_encode(version, monkeypatch):
     manifest = version.manifest.model_copy(update={"max_tokens": 5})
     monkeypatch.setattr(LatentStore, "publish", die)
     with pytest.raises(Killed):
-        encode_latents._publish_if_new(store, manifest, Changes(0, 0, 0, 0))
+        encode_latents._publish_if_new(store, manifest, Changes(0, 0, 0, 0), retried=False)
     assert read_record(store.uri) is None
 
 
