@@ -37,6 +37,7 @@ from pipelines.training_failures import Causes, Summary, supervised
 
 RESIZE_S = 1800.0  # workers join this often at most: with each, all begin at the last checkpoint
 FLUSH_S, FLUSH_FAILED_S = 60.0, 5.0  # that a worker waits at its end until the run is told
+WARNED_S = 2.0  # that a worker waits for a warning of its own to be received
 UNTOLD = "untold"  # in a worker's summary: what the driver is to tell the run
 
 WorkerFunction = Callable[[dict[str, "Job"]], Summary]
@@ -91,7 +92,8 @@ class Job:
             kind: lines of one kind are shown once a minute, however many workers have them.
         """
         print(line, flush=True)
-        self.board.warn.remote(kind or line, line)
+        told = self.board.warn.remote(kind or line, line)
+        ray.wait([told], timeout=WARNED_S)  # a worker that ends at once would take it along
 
 
 def fit(
