@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
 from ldm_core.files import reach
@@ -126,7 +128,7 @@ def _work(plan: Plan, context: Context) -> dict[str, Any]:
         try:
             changes = update(plan, store, lock, context, throughput)
         except BrokenData:
-            _tell_rejects(store)
+            _tell_rejects(store, store.table("rejects", columns=_OF_REJECTS))
             raise
         seconds = time.monotonic() - start
         _check_tables(plan, store)
@@ -176,8 +178,9 @@ def _check_tables(plan: Plan, store: LatentStore) -> None:
             f"{astray} rows that do not belong there. Run `ldm encode` again"
         )
     if store.dataset("samples").count_rows() == 0:
-        reasons = Counter(store.table("rejects", columns=["reason"])["reason"].to_pylist())
-        _tell_rejects(store)
+        rejects = store.table("rejects", columns=_OF_REJECTS)
+        reasons = Counter(rejects["reason"].to_pylist())
+        _tell_rejects(store, rejects)
         raise UserError(
             f"none of the {len(plan.fingerprints)} files could be used: {_list(reasons)}. The "
             f"table {store.uri}/rejects has a row for each; mend them and run again"
@@ -241,12 +244,12 @@ def _warn_of_rejects(version: StoreVersion, retried: bool) -> None:
     again = "" if retried else "; `--retry-rejects` tries them again"
     told = f"{rejected} of {total} {still}rejected: {_list(manifest.rejects)}{again}"
     print(f"[encode] warning: {told}", flush=True)
-    _tell_rejects(version.store)
+    _tell_rejects(version.store, version.table("rejects", _OF_REJECTS))
 
 
-def _tell_rejects(store: LatentStore) -> None:
+def _tell_rejects(store: LatentStore, rejects: pa.Table) -> None:
     """The first of them, each with its reason."""
-    rows = store.table("rejects", columns=_OF_REJECTS).sort_by("id").to_pylist()
+    rows = rejects.sort_by("id").to_pylist()
     for row in rows[:REJECTS_SHOWN]:
         detail = " ".join(row["detail"].split())
         print(f"  {row['id']}: {row['reason']}" + (f" ({detail})" if detail else ""), flush=True)
