@@ -1,12 +1,15 @@
 """What an encode would take: measured on a few of its files, told for all of them.
 
-The files are decoded and encoded in this process; nothing is written and no Ray is started.
+The files are decoded and encoded in this process, by as many threads at once as there are workers;
+nothing is written and no Ray is started.
 """
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,7 +32,7 @@ from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Item, Plan
 from pipelines.encode_texts import missing_texts
 from pipelines.encode_workers import EncodeMedia, EncodeTexts, Row, table_of
-from pipelines.recipes.sections import EncodeSection
+from pipelines.recipes.sections import EncodeSection, Workers
 
 T = TypeVar("T")
 
@@ -139,7 +142,7 @@ def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) 
             _warm_up(encoder, shard)
         seconds, decoded = _timed(decode_shard, shard, plan.job)
         decode_s += seconds
-        seconds, (good, bad) = _timed(encoder.rows, decoded)
+        seconds, (good, bad) = _timed_at_once(section.workers, encoder.rows, decoded)
         rejects.update(row["reason"] for row in bad)
         encode_s += seconds
         samples += len(good)
@@ -174,7 +177,7 @@ def _measure_texts(
         some = evenly(mine, count)
         if some:
             encoder.rows(entry.name, some[:1])  # loads it
-            spent, rows = _timed(encoder.rows, entry.name, some)
+            spent, rows = _timed_at_once(section.workers, encoder.rows, entry.name, some)
             seconds += len(mine) / len(some) * spent
             size += len(mine) / len(some) * _bytes("texts", rows, section.shard_size)
     return seconds, size
@@ -184,6 +187,21 @@ def _timed(work: Callable[..., T], *args: Any) -> tuple[float, T]:
     start = time.perf_counter()
     result = work(*args)
     return time.perf_counter() - start, result
+
+
+def _timed_at_once(workers: Workers, work: Callable[..., T], *args: Any) -> tuple[float, T]:
+    """Seconds of one of as many as work at once here: busy cores share caches and memory, and
+    slow each other. Threads, for which one copy of an encoder is enough."""
+    with ThreadPoolExecutor(_at_once(workers)) as pool:
+        tasks = [pool.submit(_timed, work, *args) for _ in range(_at_once(workers))]
+        each = [task.result() for task in tasks]
+    return sum(seconds for seconds, _ in each) / len(each), each[0][1]
+
+
+def _at_once(workers: Workers) -> int:
+    """Workers that this machine has room for; of those with GPUs each has its own."""
+    cores = len(os.sched_getaffinity(0))
+    return 1 if workers.gpus else max(1, min(workers.count, cores // workers.threads))
 
 
 def _bytes(table: str, rows: list[Row], limit: int) -> float:

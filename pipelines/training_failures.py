@@ -11,7 +11,7 @@ from pipelines.run_beside import RunBeside, told_beside
 from pipelines.tracking import Run
 
 CAUSE_LENGTH = 500  # of a tag's value
-TOLD_S = 5.0  # that a mistake waits until the run is told of it
+TOLD_S = 30.0  # that a mistake waits at most until the run is told of it
 
 Summary = dict[str, Any]
 
