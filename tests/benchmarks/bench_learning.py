@@ -17,7 +17,8 @@ all of them the recipe's steps, and `default` is what `ldm train` makes.
   compile          blocks compiled; compiling counts
 
 The captions and seeds are the first of `ldm evaluate`, drawn with the recipe's steps and guidance
-and read back by its verifier. Errors are standard errors, of Wilson's interval: of these pictures,
+and read back by its verifier; of the default by every average, of the others by the recipe's own,
+for judging all takes most of the minutes that training does. Errors are standard errors, of Wilson's interval: of these pictures,
 not of other seeds of training (`--set seed=1`). A finished variant is in --out at once; the same
 command goes on with the others.
 """
@@ -91,12 +92,14 @@ def measured(
         trained = train(recipe, data, variant, budget)
     except UserError as error:
         return {"failed": str(error)}
+    model = average_name(recipe.train.ema_decay)
+    judged = trained.weights if name == "default" else [model]
     return {
         "steps": len(trained.seconds), "seconds": float(trained.seconds.sum()),
         "ms_a_step": 1e3 * float(np.median(trained.seconds)),
         "first_step_s": float(trained.seconds[0]), "skipped": trained.skipped,
-        "model": average_name(recipe.train.ema_decay),
-        "scores": judge.scores(trained, variant.prediction),
+        "model": model,
+        "scores": judge.scores(trained, variant.prediction, judged),
     }  # fmt: skip
 
 
@@ -150,8 +153,8 @@ def variants_table(rows: list[Row]) -> Iterator[str]:
 
 
 def averages_table(rows: list[Row]) -> Iterator[str]:
-    """Every average of each variant: shape / both."""
-    rows = [row for row in rows if "scores" in row]
+    """Every average that was judged, where there are several: shape / both."""
+    rows = [row for row in rows if len(row.get("scores", ())) > 1]
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     head = ("variant", "trained", *(n if n == RAW else f"EMA {n}" for n in names))
     yield from (line(*head), line(*("---" for _ in head)))

@@ -1,6 +1,6 @@
 """What the weights of `bench_learning.py` draw, read back by the verifier of `ldm evaluate`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from learning_runs import CPU, Trained
 from torch import Tensor, nn
@@ -58,15 +58,17 @@ class Judge:
             if mine.digest != reference.digest:
                 raise UserError(f"{reference.uri} is not what the store was encoded with")
 
-    def scores(self, trained: Trained, prediction: Prediction) -> dict[str, Counts]:
-        """Of every average."""
+    def scores(
+        self, trained: Trained, prediction: Prediction, names: Iterable[str]
+    ) -> dict[str, Counts]:
+        """Of so named weights."""
         network, found = new_backbone(trained.config).eval(), {}
         generator = PictureGenerator(
             "", "", self._model(trained), AsVelocity(network, prediction),
             self.autoencoder, self.texts, CPU,
         )  # fmt: skip
-        for name, weights in trained.weights.items():
-            network.load_state_dict(weights)
+        for name in names:
+            network.load_state_dict(trained.weights[name])
             verdicts = {kind: list(self._verdicts(generator, kind)) for kind in self.job.counts}
             rows = [row for kind, each in verdicts.items() for row in score(name, kind, each)]
             found[name] = {f"{r.kind}/{r.attribute}": (r.successes, r.trials) for r in rows}
