@@ -13,6 +13,7 @@ from einops import rearrange
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
+from ldm_core.backbones.attention import attention
 from ldm_core.backbones.embeddings import (
     Grid,
     check_channels,
@@ -76,7 +77,7 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(2)
         qkv = self.qkv(modulate(x, shift_a, scale_a))
         q, k, v = rearrange(qkv, "b n (part h k) -> part b h n k", part=3, h=self.heads)
-        y = rearrange(F.scaled_dot_product_attention(q, k, v), "b h n k -> b n (h k)")
+        y = rearrange(attention(q, k, v), "b h n k -> b n (h k)")
         x = torch.addcmul(x, gate_a, self.out(y))
         return torch.addcmul(x, gate_m, self.mlp(modulate(x, shift_m, scale_m, self.mlp_eps)))
 

@@ -7,9 +7,9 @@ K head width.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_core.backbones.attention import attention
 from ldm_core.backbones.context import ALONE, Context
 from ldm_core.backbones.layers import MLP, modulate
 
@@ -60,7 +60,7 @@ def attend(
         context.to_heads(part.to(v.dtype), common).transpose(1, 2)
         for part, common in ((q, read), (k, text), (v, text))
     )
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    y = attention(q, k, v, mask)
     return context.to_tokens(y.transpose(1, 2), read).flatten(2)
 
 

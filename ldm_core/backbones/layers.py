@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm_core.backbones.attention import attention
 from ldm_core.backbones.context import ALONE, Context
 from ldm_core.backbones.embeddings import Grid, RotaryTable, geometric_waves, grid_rotary
 
@@ -86,7 +87,7 @@ class Attention(nn.Module):
             memory_k, memory_v = (self.context.share(x, 1) for x in (memory_k, memory_v))
             k = torch.cat([memory_k, k], dim=2)  # (B, H, L + N, K)
             v = torch.cat([memory_v, v], dim=2)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = attention(q, k, v, mask)
         y = self.context.swap(y, split=2, join=1)  # back: (B, H, N, K)
         return self.out(rearrange(y, "b h n k -> b n (h k)"))
 

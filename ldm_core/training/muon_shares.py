@@ -4,7 +4,8 @@ Each matrix is whole on one worker while it is orthogonalised. None is done twic
 copies of a network that is both replicated and sharded.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,9 @@ from torch.distributed import ProcessGroup
 from ldm_core.training.shards import shard_rows
 
 Orthogonalise = Callable[[Tensor], Tensor]
+"""Of a batch of matrices (K, rows, columns)."""
+
+TOGETHER = 1 << 22  # numbers: of small matrices, what is around a product costs more than itself
 
 
 def deal(sizes: list[int], world: int) -> list[int]:
@@ -25,6 +29,16 @@ def deal(sizes: list[int], world: int) -> list[int]:
     return owners
 
 
+def batches(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+    """Matrices of one shape, as many as make a batch, by their places; large ones one by one."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, shape in enumerate(shapes):
+        alike.setdefault(tuple(shape), []).append(place)
+    for shape, places in alike.items():
+        most = max(1, TOGETHER // math.prod(shape))
+        yield from (places[first : first + most] for first in range(0, len(places), most))
+
+
 def of_whole(
     matrices: list[Tensor], orthogonalise: Orthogonalise, rank: int, world: int
 ) -> list[Tensor]:
@@ -33,9 +47,11 @@ def of_whole(
     pieces = flat.split([m.numel() for m in matrices])
     updates = [piece.view(m.shape) for piece, m in zip(pieces, matrices, strict=True)]
     owners = deal([m.numel() for m in matrices], world)
-    for matrix, update, owner in zip(matrices, updates, owners, strict=True):
-        if owner == rank:
-            update.copy_(orthogonalise(matrix))
+    mine = [i for i, owner in enumerate(owners) if owner == rank]
+    for places in batches([matrices[i].shape for i in mine]):
+        some = [mine[place] for place in places]
+        for i, done in zip(some, orthogonalise(_stacked([matrices[i] for i in some])), strict=True):
+            updates[i].copy_(done)
     if world > 1:
         dist.all_reduce(flat)  # a sum with zeros: each had its own share
     return updates
@@ -72,14 +88,21 @@ def of_shards(
         part.split(sizes(mine, holder))
         for holder, part in enumerate(_exchange(flat, sent, received, group).split(received))
     ]
-    for place, i in enumerate(mine):
-        matrix = torch.cat([pieces[holder][place] for holder in range(world)])
-        done = orthogonalise(matrix.view(rows[i], columns[i])).to(matrix.dtype)
-        for holder, part in enumerate(done.split(heights[i])):
-            pieces[holder][place].copy_(part.flatten())
+    for places in batches([(rows[i], columns[i]) for i in mine]):
+        whole = [torch.cat([held[place] for held in pieces]) for place in places]
+        height, width = rows[mine[places[0]]], columns[mine[places[0]]]
+        updates = orthogonalise(_stacked([flat.view(height, width) for flat in whole]))
+        for place, done in zip(places, updates, strict=True):
+            for holder, part in enumerate(done.split(heights[mine[place]])):
+                pieces[holder][place].copy_(part.flatten())
     flat = _exchange(torch.cat([p for held in pieces for p in held]), received, sent, group)
     back = dict(zip(by_owner, flat.split(sizes(by_owner, rank)), strict=True))
     return [back[i].view(-1, columns[i]) for i in range(len(shards))]
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """(K, rows, columns); a large matrix, which is alone, is not copied."""
+    return matrices[0][None] if len(matrices) == 1 else torch.stack(list(matrices))
 
 
 def _exchange(flat: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:

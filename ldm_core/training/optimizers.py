@@ -82,19 +82,20 @@ def _matrix_shape(weight: Tensor) -> tuple[int, int]:
 
 
 def orthogonalise(matrix: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
-    """U V^T of the matrix's SVD, roughly: singular values end within about [0.7, 1.2].
+    """U V^T of the SVD of a matrix (rows, columns), or of each of (K, rows, columns), roughly:
+    singular values end within about [0.7, 1.2].
 
     Quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.to(dtype)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x  # the Gram matrix is then the smaller one
-    x = x / (x.norm() + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # the Gram matrix is then the smaller one
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 class Optimizers:
