@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pyarrow as pa
@@ -149,6 +150,21 @@ def test_a_machine_without_a_gpu_cannot_tell_what_gpus_take(folder, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="run it on one of the machines that are to encode"):
         predicted(project(folder, 32, max_aspect=1, workers={"gpus": 1}))
+
+
+@pytest.mark.parametrize(
+    ("workers", "at_once"),
+    [({"count": 2}, 2), ({"count": 9}, 4), ({"count": 9, "cpus": 2}, 2), ({"cpus": 9}, 1)],
+)
+def test_as_many_are_measured_at_once_as_there_are_workers_and_cores(workers, at_once, monkeypatch):
+    """Each waits for the others."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(4))
+    together = Barrier(at_once, timeout=60)
+    found = encode_estimate._timed_at_once(Workers(**workers), lambda k: (k, together.wait()), 5)
+    assert found[0] > 0
+    assert found[1][0] == 5
+    beside_others = Workers(count=4, gpus=1)
+    assert encode_estimate._timed_at_once(beside_others, Barrier(1).wait)[1] == 0
 
 
 def test_of_a_long_manifest_some_rows_are_looked_at(folder, monkeypatch, capsys):
