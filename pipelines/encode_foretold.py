@@ -8,6 +8,8 @@ from pipelines.recipes.sections import EncodeSection
 
 _OF_MEDIA = ("samples", "decode_s", "encode_s", "media_bytes", "groups", "group_reads")
 _OF_TEXTS = ("text_s", "text_bytes", "captions")
+# A run of any size, until its workers work and after it, on two cores (`make bench-encode`).
+ONCE_S = 30
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,12 @@ class Estimate:
 
     @property
     def worker_hours(self) -> float:
-        """Of the workers, who decode what they encode if nobody else does; divide by their number
-        for the clock's."""
+        """Of the workers, who decode what they encode if nobody else does."""
         return sum(self._seconds().values()) / 3600
+
+    def hours(self, workers: int) -> float:
+        """By the clock, starting Ray and its workers included."""
+        return self.worker_hours / workers + ONCE_S / 3600
 
     @property
     def bytes(self) -> float:
@@ -80,7 +85,7 @@ class Estimate:
         beside = f"{self.decode_s / 3600:,.3g} of decoding, beside the workers"
         return [
             f"  takes    {'worker-hours':<12} {self.worker_hours:,.3g} ({shares}){cost}; "
-            f"{self.worker_hours / count:,.3g} hours by {count} workers",
+            f"{self.hours(count):,.3g} hours by {count} workers, {ONCE_S} s of them to start",
             *([f"  takes    {'CPU-hours':<12} {beside}"] if self.apart else []),
             f"  takes    {'bytes':<12} {self.bytes:,.0f} for {self.samples:,.0f} samples",
             f"  takes    {'of these':<12} {told}",

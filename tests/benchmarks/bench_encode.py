@@ -333,8 +333,8 @@ def measure(args: argparse.Namespace, root: Path) -> None:
     print(f"pictures a second, job / bare encoders: {bare_wall / job_wall:.2f}")
     print(f"pictures a second, job / loop: {loop_wall / job_wall:.2f}")
     if predicted:
-        hours = predicted.worker_hours / args.workers
-        print(f"predicted / measured hours: {hours * 3600 / (job_wall * args.pictures):.2f}")
+        hours = job_wall * args.pictures / 3600
+        print(f"predicted / measured hours: {predicted.hours(args.workers) / hours:.2f}")
         print(f"predicted / measured bytes: {predicted.bytes / store.manifest.bytes:.2f}")
 
 

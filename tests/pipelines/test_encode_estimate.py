@@ -135,7 +135,8 @@ def test_beside_gpus_decoding_is_no_work_of_theirs():
     assert beside.worker_hours == 1
     first, second, *_ = beside.lines(section)
     assert first.split(maxsplit=2)[2] == (
-        "1 (encode 50 %, captions 50 %), 3.00 at 3 each; 0.5 hours by 2 workers"
+        "1 (encode 50 %, captions 50 %), 3.00 at 3 each; "
+        "0.508 hours by 2 workers, 30 s of them to start"
     )
     assert second.split() == [
         "takes",
