@@ -68,7 +68,7 @@ def of_shards(
     Args:
         shards: (rows held, columns) each.
         rows: of the whole matrices.
-        orthogonalise: what is done to a whole matrix.
+        orthogonalise: what is done to whole matrices of a shape.
         group: whose r-th worker holds the r-th of the pieces that `torch.chunk` makes.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
@@ -95,7 +95,8 @@ def of_shards(
         for place, done in zip(places, updates, strict=True):
             for holder, part in enumerate(done.split(heights[mine[place]])):
                 pieces[holder][place].copy_(part.flatten())
-    flat = _exchange(torch.cat([p for held in pieces for p in held]), received, sent, group)
+    ready = [piece for held in pieces for piece in held]  # none where workers outnumber matrices
+    flat = _exchange(torch.cat([flat.new_empty(0), *ready]), received, sent, group)
     back = dict(zip(by_owner, flat.split(sizes(by_owner, rank)), strict=True))
     return [back[i].view(-1, columns[i]) for i in range(len(shards))]
 

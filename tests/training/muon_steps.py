@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-SHAPES = [(8, 24), (24, 8), (16, 16), (8, 4, 3, 3), (6, 6)]
+SHAPES = [(8, 24), (24, 8), (16, 16), (8, 4, 3, 3), (6, 6), (16, 16), (24, 8), (16, 16)]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from muon_steps import normal, weights_of
+from muon_steps import SHAPES, normal, weights_of
 from muon_steps import train as muon_train
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -254,10 +254,11 @@ def alone(case: Case) -> Case:
     return replace(case, layout=Layout(), shares=evenly, recompute=None, compile=False)
 
 
-def sharded_muon() -> list[Tensor]:
+def sharded_muon(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     """Muon on rows dealt out to all workers, with the same gradients on each of them."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    weights = [nn.Parameter(distribute_tensor(w.data, mesh, [Shard(0)])) for w in weights_of()]
+    whole_ones = weights_of(shapes)
+    weights = [nn.Parameter(distribute_tensor(w.data, mesh, [Shard(0)])) for w in whole_ones]
     optimizer = Muon(weights, 0.05, weight_decay=0.1)
     for step in range(STEPS):
         for i, weight in enumerate(weights):
@@ -330,7 +331,8 @@ def in_group(rank: int, world: int, cases: dict[str, Case], folder: str) -> dict
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/{world}", rank=rank, world_size=world)
     outcomes: dict[str, Any] = {name: train(case).__dict__ for name, case in cases.items()}
-    outcomes[f"muon {world}"] = sharded_muon()
+    outcomes[f"muon {world}"] = sharded_muon(SHAPES)
+    outcomes[f"lone muon {world}"] = sharded_muon(SHAPES[:1])
     outcomes[f"shared muon {world}"] = shared_muon(rank, world)
     outcomes[f"combined {world}"] = combined()
     if world == 2:

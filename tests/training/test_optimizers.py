@@ -8,6 +8,7 @@ from torch import nn
 from ldm_core.autoencoders.training import new_autoencoder
 from ldm_core.backbones.dit import DiT, DiTConfig
 from ldm_core.backbones.mmdit import MMDiT, MMDiTConfig
+from ldm_core.training import muon_shares
 from ldm_core.training.optimizers import (
     Muon,
     Optimizers,
@@ -163,3 +164,12 @@ def test_schedule(step, expected):
 def test_schedule_without_ends():
     assert [warmup_then_decay(step, 5, 0, 0.0) for step in range(5)] == [1.0] * 5
     assert all(warmup_then_decay(step, 3, 50, 1.0) > 0 for step in range(3))
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [(1, [[0], [2], [3], [1]]), (12, [[0, 2], [3], [1]]), (10**6, [[0, 2, 3], [1]])],
+)
+def test_matrices_of_a_shape_are_batched_up_to_so_many_numbers(most, expected, monkeypatch):
+    monkeypatch.setattr(muon_shares, "TOGETHER", most)
+    assert list(muon_shares.batches([(2, 3), (4, 4), (2, 3), (2, 3)])) == expected
