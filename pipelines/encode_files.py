@@ -152,6 +152,8 @@ class _Reading:
         except OSError as error:
             _check_file(error)
             if not self._others_can_be_read(uri):
+                if isinstance(error, ConnectionError | TimeoutError):
+                    raise  # nobody answers
                 raise _unreadable(uri, error) from error
         self.reader.try_again(uri)
         try:  # what was amiss may have passed by the time that the others were asked
@@ -174,8 +176,8 @@ class _Reading:
 
 
 def _check_file(error: OSError) -> None:
-    """Raise what is no matter of one file: nobody answers, or this machine has no room."""
-    if isinstance(error, ConnectionError | TimeoutError) or error.errno in _OUR_OWN:
+    """Raise what is no matter of one file: this machine has no room."""
+    if error.errno in _OUR_OWN:
         raise error
 
 

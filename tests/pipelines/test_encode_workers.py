@@ -104,6 +104,20 @@ class TestUnreadable:
         assert told == [("read", "file missing"), (None, None), ("read", "unreadable")]
         assert len(row["pixels"]) == SIZE * SIZE * 3
 
+    def test_one_that_never_answers_while_others_do_is_a_reject(self, folder, job, monkeypatch):
+        read = MediaReader.read
+
+        def broken(self, uri: str) -> bytes:
+            if uri.endswith("gone.png"):
+                raise ConnectionError("500, again and again")
+            return read(self, uri)
+
+        monkeypatch.setattr(MediaReader, "read", broken)
+        row = decode_shard(shard(folder, "gone.png", "001.png"), job)
+        [broken_one, good] = json.loads(row["items"])
+        assert (broken_one["reason"], good.get("reason")) == ("unreadable", None)
+        assert "500, again and again" in broken_one["detail"]
+
     def test_what_others_of_the_source_can_is_a_reject(self, folder, job):
         alone = shard(folder, "002.png")
         job = replace(job, witnesses=(str(folder / "gone.png"), str(folder / "001.png")))
