@@ -11,6 +11,7 @@ from deltalake import DeltaTable
 from ldm_core.files import exists, join
 from ldm_core.latents.ledger import StoredRow, Todo, compare_files, cut, shard_name
 from ldm_core.latents.lock import StoreLock
+from ldm_core.latents.rewrite import delete_rows, replace_rows
 from ldm_core.latents.schema import SAMPLES, TABLES, caption_rows, captions_digest
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.buckets import Bucket
@@ -72,6 +73,13 @@ class Writer:
                 self.store.commit(part.table, [part], result["shard"], seen + 1)
         return rows
 
+    def delete_media(self, ids: Iterable[str]) -> None:
+        """Remove samples and rejects."""
+        gone = pa.Table.from_pylist([{"id": id} for id in ids])
+        for name in MEDIA:
+            self.lock.check()
+            delete_rows(self.store, name, gone)
+
 
 def media_to_do(plan: Plan, store: LatentStore, retry_rejects: bool = False) -> Todo:
     """What separates the tables, as they are now, from the plan; none is all of it."""
@@ -93,13 +101,13 @@ def update(
     logs = {name: store.open(name) for name in TABLES}
     todo = media_to_do(plan, store, context.options.retry_rejects)
     texts = texts_to_do(plan, store, logs["texts"])
-    gone = pa.Table.from_pylist([{"id": id} for id in todo.stale])
-    for name in MEDIA:
-        store.delete(name, gone)
-    gone = [dict(zip(TEXT_KEY, key, strict=True)) for key in texts.stale]
-    store.delete("texts", pa.Table.from_pylist(gone))
-    store.replace("samples", _new_captions(plan, store, todo.renamed))
     writer = Writer(store, lock, logs, throughput)
+    writer.delete_media(todo.stale)
+    gone = [dict(zip(TEXT_KEY, key, strict=True)) for key in texts.stale]
+    lock.check()
+    delete_rows(store, "texts", pa.Table.from_pylist(gone))
+    lock.check()
+    replace_rows(store, "samples", _new_captions(plan, store, todo.renamed))
     done = _in_rounds(plan, writer, todo, texts.missing, context)
     new = len(done.kept) - len(todo.kept)
     return Changes(new, len(todo.stale), len(todo.renamed), len(texts.missing))
@@ -136,7 +144,7 @@ def _make_missing(
     refused = [plan.rejects[id] for id in todo.missing if id in plan.rejects]
     entries = [plan.entries[id] for id in todo.missing if id in plan.entries]
     found = _parts(plan, entries, writer, ceiling, context)
-    todo = _agreeing(writer.store, todo, found)
+    todo = _agreeing(writer, todo, found)
     missing = [part for part in found if part["id"] not in todo.kept]
     new = {item["id"] for item in (*refused, *missing)}
     refused += [part for part in missing if "reason" in part]
@@ -191,7 +199,7 @@ def _parts(
     return known + rejects
 
 
-def _agreeing(store: LatentStore, todo: Todo, found: Sequence[Item]) -> Todo:
+def _agreeing(writer: Writer, todo: Todo, found: Sequence[Item]) -> Todo:
     """Without the rows of files that were partly there and now give another number of rows: a film
     some of whose clips are in may be a reject today.
     """
@@ -203,8 +211,7 @@ def _agreeing(store: LatentStore, todo: Todo, found: Sequence[Item]) -> Todo:
         if parts.get(source, row.parts) != row.parts
     ]
     gone = {row.id for row in others}
-    for name in MEDIA:
-        store.delete(name, pa.Table.from_pylist([{"id": id} for id in sorted(gone)]))
+    writer.delete_media(sorted(gone))
     places = {(row.bucket, row.source) for row in others}
     return replace(todo, kept=todo.kept - gone, places=todo.places - places)
 

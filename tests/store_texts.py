@@ -4,6 +4,7 @@ import pyarrow as pa
 import torch
 
 from ldm_core.latents.codec import INT8_DTYPE, encode_embedding
+from ldm_core.latents.rewrite import delete_rows
 from ldm_core.latents.schema import TEXTS, decode_array
 from ldm_core.latents.store import StoreVersion
 
@@ -18,7 +19,7 @@ def in_eight_bits(version: StoreVersion) -> StoreVersion:
                 row[name] = encode_embedding(values, INT8_DTYPE)
         row["dtype"] = INT8_DTYPE
     keys = version.table("texts").select(["caption_digest", "encoder"])
-    store.delete("texts", keys)
+    delete_rows(store, "texts", keys)
     part = store.write_part("texts", pa.Table.from_pylist(rows, schema=TEXTS), "eight")
     store.commit("texts", [part], "eight")
     tables = version.manifest.tables | {"texts": store.open("texts").version()}

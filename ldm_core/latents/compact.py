@@ -5,32 +5,27 @@ there twice. Here each compaction carries an application transaction like any ot
 second of two is refused; appends go on beside it, and a deletion makes it start anew.
 """
 
-import json
-import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake import DeltaTable, Transaction
+from deltalake.transaction import AddAction
 
-from ldm_core.files import filesystem, join, write_bytes
 from ldm_core.latents.card import write_card
 from ldm_core.latents.commit import retry
 from ldm_core.latents.difference import difference
 from ldm_core.latents.schema import TABLES
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.latents.table_files import (
+    LiveFile,
+    live_files,
+    read_pieces,
+    replace_files,
+    write_file,
+)
 
 TRANSACTION = "compaction"
-# A row group is read as a whole: these bound a reader's memory, however large the file.
-ROWS_PER_GROUP = 1024
-BYTES_PER_GROUP = 64 * 2**20
-
-_READ = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
 @dataclass(frozen=True)
@@ -42,14 +37,6 @@ class Compaction:
     files_after: int
     bytes_before: int
     bytes_after: int
-
-
-@dataclass(frozen=True)
-class _File:
-    """A live file as the log has it."""
-
-    path: str
-    bytes: int
 
 
 def compact(store: LatentStore, table: str, target_bytes: int) -> Compaction:
@@ -66,18 +53,18 @@ def compact(store: LatentStore, table: str, target_bytes: int) -> Compaction:
     Raises:
         CommitFailed: the storage did not answer, or others deleted rows each time.
     """
-    before = _live(store.open(table))
+    before = live_files(store.open(table))
     number = (store.open(table).transaction_version(TRANSACTION) or 0) + 1
 
     def attempt() -> None:
         log = store.open(table)
         if (log.transaction_version(TRANSACTION) or 0) >= number:
             return  # acknowledged too late, or another's
-        if groups := _groups(_live(log), target_bytes):
+        if groups := _groups(live_files(log), target_bytes):
             _replace(store, table, log, groups, number)
 
     retry(f"compact {table} of {store.uri}", attempt)
-    after = _live(store.open(table))
+    after = live_files(store.open(table))
     sizes = (sum(file.bytes for file in files) for files in (before, after))
     return Compaction(table, len(before), len(after), *sizes)
 
@@ -108,18 +95,9 @@ def _row_counts(version: StoreVersion) -> dict[str, int]:
     return {name: version.store.dataset(name, pinned[name]).count_rows() for name in TABLES}
 
 
-def _live(log: DeltaTable) -> list[_File]:
-    """The table's files, oldest first: rows that came together stay together."""
-    actions = pa.table(log.get_add_actions()).sort_by(
-        [("modification_time", "ascending"), ("path", "ascending")]
-    )
-    pairs = zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
-    return [_File(path, size) for path, size in pairs]
-
-
-def _groups(files: Sequence[_File], target_bytes: int) -> list[list[_File]]:
+def _groups(files: Sequence[LiveFile], target_bytes: int) -> list[list[LiveFile]]:
     """Small files in groups of at most the target, of two or more each."""
-    groups: list[list[_File]] = [[]]
+    groups: list[list[LiveFile]] = [[]]
     size = 0
     for file in files:
         if 2 * file.bytes >= target_bytes:
@@ -133,70 +111,20 @@ def _groups(files: Sequence[_File], target_bytes: int) -> list[list[_File]]:
 
 
 def _replace(
-    store: LatentStore, table: str, log: DeltaTable, groups: Sequence[Sequence[_File]], number: int
+    store: LatentStore,
+    table: str,
+    log: DeltaTable,
+    groups: Sequence[Sequence[LiveFile]],
+    number: int,
 ) -> None:
     """Write a file for each group, and commit it all in the old ones' place."""
-    now = int(time.time() * 1000)
-    removed = [RemoveAction(file.path, False, now, file.bytes, {}) for g in groups for file in g]
+    removed = [file for group in groups for file in group]
     added = [_merged(store, table, group) for group in groups]
-    log.create_write_transaction(
-        [*removed, *added],
-        mode="append",
-        schema=log.schema(),
-        commit_properties=CommitProperties(app_transactions=[Transaction(TRANSACTION, number)]),
-    )
+    transaction = Transaction(TRANSACTION, number)
+    replace_files(log, removed, [file for file in added if file], transaction, False)
 
 
-def _merged(store: LatentStore, table: str, group: Sequence[_File]) -> AddAction:
+def _merged(store: LatentStore, table: str, group: Sequence[LiveFile]) -> AddAction | None:
     """One file with the rows of several, in their order."""
-    sink = pa.BufferOutputStream()
-    rows = 0
-    with pq.ParquetWriter(
-        sink, TABLES[table], compression="zstd", write_page_checksum=True
-    ) as writer:
-        for batch in _batches(store, table, group):
-            writer.write_batch(batch, row_group_size=_rows_per_group(batch))
-            rows += batch.num_rows
-    data = sink.getvalue().to_pybytes()
-    path = f"{TRANSACTION}-{uuid.uuid4().hex[:16]}.parquet"
-    write_bytes(join(store.uri, table, path), data)
-    return AddAction(
-        path=path,
-        size=len(data),
-        partition_values={},
-        modification_time=int(time.time() * 1000),
-        data_change=False,
-        stats=json.dumps({"numRecords": rows}),
-    )
-
-
-def _batches(store: LatentStore, table: str, group: Sequence[_File]) -> Iterator[pa.RecordBatch]:
-    """The rows of some files, in pieces of up to a row group."""
-    fs, root = filesystem(join(store.uri, table))
-    paths = [join(root, file.path) for file in group]
-    dataset = pyarrow.dataset.dataset(paths, schema=TABLES[table], format="parquet", filesystem=fs)
-    waiting: list[pa.RecordBatch] = []
-    for batch in dataset.to_batches(
-        batch_size=ROWS_PER_GROUP,
-        batch_readahead=1,
-        fragment_readahead=1,
-        fragment_scan_options=_READ,
-    ):
-        waiting.append(batch)
-        if (
-            _sum(waiting, "num_rows") >= ROWS_PER_GROUP
-            or _sum(waiting, "nbytes") >= BYTES_PER_GROUP
-        ):
-            yield pa.concat_batches(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_batches(waiting)
-
-
-def _sum(batches: Sequence[pa.RecordBatch], name: str) -> int:
-    return sum(getattr(batch, name) for batch in batches)
-
-
-def _rows_per_group(batch: pa.RecordBatch) -> int:
-    each = max(1, batch.nbytes // max(1, batch.num_rows))
-    return max(1, min(ROWS_PER_GROUP, BYTES_PER_GROUP // each))
+    pieces = read_pieces(store.uri, table, [file.path for file in group])
+    return write_file(store.uri, table, TRANSACTION, pieces, False)

@@ -136,34 +136,6 @@ class LatentStore:
         files = [_add_action(part) for part in parts]
         append_once(lambda: self.open(table), files, Transaction(shard, version))
 
-    def delete(self, table: str, keys: pa.Table) -> None:
-        """Remove the rows whose columns equal a row of `keys`; published versions keep theirs."""
-        if keys.num_rows == 0:
-            return
-        condition = " AND ".join(f"old.{name} = gone.{name}" for name in keys.column_names)
-
-        def attempt() -> None:  # safe to repeat: what is gone is gone
-            merge = self.open(table).merge(
-                keys, predicate=condition, source_alias="gone", target_alias="old"
-            )
-            merge.when_matched_delete().execute()
-
-        retry(f"delete {keys.num_rows} rows of {table} in {self.uri}", attempt)
-
-    def replace(self, table: str, rows: pa.Table) -> None:
-        """Give the rows whose id is in `rows` its other columns, all in one commit."""
-        if rows.num_rows == 0:
-            return
-        columns = {name: f"new.{name}" for name in rows.column_names if name != "id"}
-
-        def attempt() -> None:  # safe to repeat: it says what is to be, not what is to change
-            merge = self.open(table).merge(
-                rows, predicate="old.id = new.id", source_alias="new", target_alias="old"
-            )
-            merge.when_matched_update(columns).execute()
-
-        retry(f"replace {rows.num_rows} rows of {table} in {self.uri}", attempt)
-
     def publish(self, manifest: Manifest) -> int:
         """Make the manifest the newest version and return its number.
 

@@ -15,6 +15,7 @@ from written_stores import laid_down
 from ldm_core.files import read_bytes
 from ldm_core.latents.card import store_card, write_card
 from ldm_core.latents.compact import compact, publish_compacted
+from ldm_core.latents.rewrite import delete_rows
 from ldm_core.latents.schema import TABLES, decode_array
 from ldm_core.latents.store import StoreVersion
 
@@ -32,7 +33,7 @@ def write(uri: str) -> None:
     compact(store, "samples", 2**20)
     publish_compacted(store)
     add_sample(store, "other.png")
-    store.delete("samples", keys("000.png", "new.png"))
+    delete_rows(store, "samples", keys("000.png", "new.png"))
     add_sample(store, "last.png")
     add_sample(store, "later.png")
 

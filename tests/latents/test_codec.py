@@ -16,6 +16,7 @@ from ldm_core.latents.codec import (
 )
 from ldm_core.latents.describe import describe
 from ldm_core.latents.reader import LatentReader
+from ldm_core.latents.rewrite import delete_rows
 from ldm_core.latents.schema import ARRAY_DTYPE, TEXTS, decode_array, encode_array
 from ldm_core.latents.store import LatentStore
 
@@ -239,7 +240,7 @@ class TestReader:
         rows = reference.version.table("texts").to_pylist()
         rows = [in_8_bits(row) if i % every == 0 else row for i, row in enumerate(rows)]
         keys = pa.table({"shard": ["texts"]})
-        store.delete("texts", keys)
+        delete_rows(store, "texts", keys)
         part = store.write_part("texts", pa.Table.from_pylist(rows, schema=TEXTS), "small")
         store.commit("texts", [part], "small")
         manifest = reference.version.manifest

@@ -14,11 +14,13 @@ from child_processes import PROCESSES
 from store_faults import Rows, add_rows, change_rows, data_files, reject, sound_store
 
 from ldm_core.files import read_bytes
-from ldm_core.latents import commit
+from ldm_core.latents import commit, table_files
 from ldm_core.latents import compact as compact_module
-from ldm_core.latents.compact import ROWS_PER_GROUP, TRANSACTION, compact, publish_compacted
+from ldm_core.latents.compact import TRANSACTION, compact, publish_compacted
+from ldm_core.latents.rewrite import delete_rows
 from ldm_core.latents.schema import TABLES, encode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.latents.table_files import ROWS_PER_GROUP
 from ldm_core.latents.vacuum import plan_vacuum
 from ldm_core.latents.verify import verify
 
@@ -66,9 +68,9 @@ class TestRows:
         assert version.table("samples").sort_by("id") == before  # from the former files
 
     def test_files_of_any_writer_are_merged(self, version):
-        """A deletion rewrites files with delta-rs, whose Arrow types are others."""
+        """delta-rs' own deletion writes other Arrow types."""
         store = version.store
-        store.delete("samples", pa.table({"id": ["001.png", "012.png"]}))
+        store.open("samples").delete("id IN ('001.png', '012.png')")
         before = rows_of(store, "samples")
         assert "part-" in str(live(store)["path"])
         compact(store, "samples", MB)
@@ -123,7 +125,7 @@ class TestRows:
         assert len(groups) <= 5
 
     def test_so_they_do_in_bytes(self, version, monkeypatch):
-        monkeypatch.setattr(compact_module, "BYTES_PER_GROUP", 20_000)
+        monkeypatch.setattr(table_files, "BYTES_PER_GROUP", 20_000)
         store = version.store
         compact(store, "samples", MB)
         (path,) = live(store)["path"].to_pylist()
@@ -135,7 +137,7 @@ class TestRows:
     def test_pages_have_checksums_so_that_a_flip_in_an_embedding_is_found(self, version):
         store = change_rows(version, "texts", widen).store
         kept = store.table("texts").to_pylist()
-        store.delete("texts", pa.table({"caption": ["cat"]}))
+        delete_rows(store, "texts", pa.table({"caption": ["cat"]}))
         add_rows(store, "texts", [row for row in kept if row["caption"] == "cat"], "cat")
         compact(store, "texts", MB)
         compacted = store.open_version(publish_compacted(store))
@@ -222,7 +224,7 @@ class TestTransactions:
         def slow(*args: object) -> object:
             if not met:
                 met.append(1)
-                store.delete("samples", pa.table({"id": ["001.png", "007.png"]}))
+                delete_rows(store, "samples", pa.table({"id": ["001.png", "007.png"]}))
             return merged(*args)
 
         monkeypatch.setattr(compact_module, "_merged", slow)
@@ -243,7 +245,7 @@ class TestTransactions:
             return log
 
         monkeypatch.setattr(LatentStore, "open", open_table)
-        store.delete("samples", pa.table({"id": ["001.png", "007.png"]}))
+        delete_rows(store, "samples", pa.table({"id": ["001.png", "007.png"]}))
         assert ids_of(store) == [f"{k:03d}.png" for k in range(40) if k not in (1, 7)]
 
 

@@ -16,6 +16,7 @@ from written_stores import laid_down
 from ldm_core.errors import UserError
 from ldm_core.latents import vacuum as vacuum_module
 from ldm_core.latents.compact import compact, publish_compacted
+from ldm_core.latents.rewrite import delete_rows
 from ldm_core.latents.schema import TABLES
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.vacuum import DataFile, plan_vacuum, vacuum
@@ -33,7 +34,7 @@ def store(tmp_path: Path) -> LatentStore:
 def five_versions(uri: str) -> None:
     store = sound_store(uri).store
     add_sample(store, "new.png", "a new caption")
-    store.delete("samples", pa.table({"id": ["001.png", "new.png"]}))
+    delete_rows(store, "samples", pa.table({"id": ["001.png", "new.png"]}))
     add_sample(store, "other.png")
     compact(store, "samples", 2**20)
     publish_compacted(store)
@@ -87,7 +88,7 @@ def test_what_kept_versions_and_the_present_need_stays_byte_for_byte(store, keep
 
 
 def test_the_present_state_stays_though_no_version_has_it(store):
-    store.delete("samples", pa.table({"id": ["002.png"]}))
+    delete_rows(store, "samples", pa.table({"id": ["002.png"]}))
     vacuum(store, plan_vacuum(store, 1))
     assert store.dataset("samples").count_rows() == 11
     assert holds(store.open_version())
@@ -162,7 +163,7 @@ def test_without_a_version_there_is_nothing_to_keep(tmp_path):
 def with_an_uncommitted_file(uri: str) -> None:
     store = sound_store(uri).store
     add_sample(store, "new.png")
-    store.delete("samples", pa.table({"id": ["001.png"]}))
+    delete_rows(store, "samples", pa.table({"id": ["001.png"]}))
     row = pa.Table.from_pylist([reject("c.txt")], schema=TABLES["rejects"])
     store.write_part("rejects", row, "young")
     add_sample(store, "other.png")
@@ -203,7 +204,7 @@ def test_whenever_it_is_killed_every_listed_version_has_all_its_files(store):
     rng = random.Random(0)
     for round in range(6):
         gone = rng.choice(store.table("samples", columns=["id"])["id"].to_pylist())
-        store.delete("samples", pa.table({"id": [gone]}))
+        delete_rows(store, "samples", pa.table({"id": [gone]}))
         for k in range(2):
             add_sample(store, f"{round}-{k}.png", rng.choice(["a dog", f"caption {round}"]))
         keep = rng.randint(1, 3)

@@ -25,6 +25,7 @@ from ldm_core.autoencoders.training import new_autoencoder
 from ldm_core.latents.lock import StoreLock
 from ldm_core.latents.manifest import EncoderEntry
 from ldm_core.latents.reader import sample_key
+from ldm_core.latents.rewrite import delete_rows
 from ldm_core.latents.schema import TABLES, decode_array
 from ldm_core.latents.store import StoreVersion
 from ldm_core.media.pixels import to_image
@@ -227,7 +228,7 @@ class TestDifference:
     def test_counts_and_first_names(self, ldm, version):
         store = version.store
         add_sample(store, "new.png", "a new caption")
-        store.delete("samples", pa.table({"id": [f"{k:03d}.png" for k in range(7)]}))
+        delete_rows(store, "samples", pa.table({"id": [f"{k:03d}.png" for k in range(7)]}))
         add_sample(store, "other.png")
         result = ldm("store", "my latents", "--diff", 2, 4)
         assert result.exit_code == 0, result.output
@@ -248,7 +249,7 @@ class TestDifference:
 class TestVacuum:
     def test_dry_run_says_it_and_the_next_line_does_it(self, ldm, version, tmp_path):
         store = version.store
-        store.delete("samples", pa.table({"id": ["001.png"]}))
+        delete_rows(store, "samples", pa.table({"id": ["001.png"]}))
         add_sample(store, "new.png")
         (tmp_path / "my latents" / "texts" / "young.parquet").write_bytes(b"PAR1")
         before = files_under(tmp_path)
@@ -313,7 +314,7 @@ class TestCompact:
         assert "nothing new to publish: version 3 has these files\n" in again
 
     def test_leaves_unpublished_rows_to_their_writer(self, ldm, version):
-        version.store.delete("samples", pa.table({"id": ["001.png"]}))
+        delete_rows(version.store, "samples", pa.table({"id": ["001.png"]}))
         out = ldm("store", "my latents", "--compact").stdout
         assert "the tables hold other rows than version 2: `ldm encode` will publish them" in out
         assert version.store.versions() == [1, 2]

@@ -12,6 +12,7 @@ from store_texts import in_eight_bits
 
 from ldm_core.latents.compact import compact
 from ldm_core.latents.reader import LatentReader
+from ldm_core.latents.rewrite import delete_rows
 from ldm_core.latents.schema import TEXTS, encode_array
 from ldm_core.latents.store import StoreVersion
 from ldm_core.latents.verify import verify
@@ -27,7 +28,7 @@ def with_clip_tokens(version: StoreVersion, width: int) -> StoreVersion:
         if row["encoder"] == "clip":
             tokens = torch.full((len(row["caption"].split()) + 2, width), 7.0)
             row |= {"tokens": encode_array(tokens), "tokens_shape": list(tokens.shape)}
-    store.delete("texts", version.table("texts").select(["caption_digest", "encoder"]))
+    delete_rows(store, "texts", version.table("texts").select(["caption_digest", "encoder"]))
     part = store.write_part("texts", pa.Table.from_pylist(rows, schema=TEXTS), "both")
     store.commit("texts", [part], "both")
     return published(version)
@@ -80,7 +81,7 @@ def test_a_file_of_clips_rows_alone(tmp_path: Path):
     without = bucket_store(tmp_path / "a", {SQUARE: 30})
     both = with_clip_tokens(bucket_store(tmp_path / "b", {SQUARE: 30}), 3)
     store, rows = both.store, both.table("texts").to_pylist()
-    store.delete("texts", both.table("texts").select(["caption_digest", "encoder"]))
+    delete_rows(store, "texts", both.table("texts").select(["caption_digest", "encoder"]))
     for name in ("t5", "clip"):
         some = [row for row in rows if row["encoder"] == name]
         part = store.write_part("texts", pa.Table.from_pylist(some, schema=TEXTS), name)

@@ -7,6 +7,7 @@ from bucket_store import CLIP_OF_5, SQUARE, WIDE, add, bucket_store, publish
 
 from ldm_core.errors import UserError
 from ldm_core.latents.compact import compact
+from ldm_core.latents.rewrite import delete_rows
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.store import StoreVersion
 from ldm_core.reading.index import StoreIndex, index_store
@@ -72,7 +73,7 @@ class TestUnits:
         long = "a path that is longer than parquet-rs' sixty-four bytes of statistics/" * 2
         version = bucket_store(tmp_path, COUNTS, prefix=long)
         gone = [f"{long}{SQUARE}-{k:04d}" for k in (0, 9, 20)]
-        version.store.delete("samples", pa.table({"id": gone}))
+        delete_rows(version.store, "samples", pa.table({"id": gone}))
         index = index_store(publish(version.store))
         expected = set(version.table("samples")["id"].to_pylist()) - set(gone)
         assert all_ids(index) == sorted(expected)
@@ -128,7 +129,7 @@ class TestTexts:
 def test_a_version_without_samples_is_refused(tmp_path):
     version = bucket_store(tmp_path, {SQUARE: 2})
     ids = version.table("samples").select(["id"])
-    version.store.delete("samples", ids)
+    delete_rows(version.store, "samples", ids)
     tables = version.manifest.tables | {"samples": version.store.open("samples").version()}
     number = version.store.publish(version.manifest.model_copy(update={"tables": tables}))
     with pytest.raises(UserError, match=f"version {number} has no sample"):
