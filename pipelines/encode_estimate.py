@@ -1,7 +1,7 @@
 """What an encode would take: measured on a few of its files, told for all of them.
 
-The files are decoded and encoded in this process, by as many threads at once as there are workers;
-nothing is written and no Ray is started.
+The files are decoded and encoded in this process, encoded by as many threads at once as there are
+workers; nothing is written and no Ray is started.
 """
 
 import json
@@ -35,6 +35,7 @@ from pipelines.encode_workers import EncodeMedia, EncodeTexts, Row, table_of
 from pipelines.recipes.sections import EncodeSection, Workers
 
 T = TypeVar("T")
+MOST_AT_ONCE = 8  # each holds a batch of its own, and an autoencoder
 
 
 def estimate(
@@ -135,14 +136,15 @@ def _measure_media(plan: Plan, entries: Sequence[Item], section: EncodeSection) 
     decode_s, probed = _probe(plan, unknown)
     parts += [part for part in probed if "reason" not in part]
     rejects = Counter(part["reason"] for part in probed if "reason" in part)
-    encoder = EncodeMedia(plan.job, section.workers.threads, section.workers.device)
+    workers = section.workers  # an autoencoder of videos keeps frames: each has its own
+    encoders = [EncodeMedia(plan.job, workers.threads, workers.device) for _ in at_once(workers)]
     samples, encode_s, size = 0, 0.0, 0.0
     for k, shard in enumerate(shards_of(parts, section)):
         if not k:
-            _warm_up(encoder, shard)
+            _warm_up(encoders, shard)
         seconds, decoded = _timed(decode_shard, shard, plan.job)
         decode_s += seconds
-        seconds, (good, bad) = _timed_at_once(section.workers, encoder.rows, decoded)
+        seconds, (good, bad) = _timed_each([encoder.rows for encoder in encoders], decoded)
         rejects.update(row["reason"] for row in bad)
         encode_s += seconds
         samples += len(good)
@@ -159,10 +161,12 @@ def _probe(plan: Plan, entries: Sequence[Item]) -> tuple[float, list[Item]]:
     return seconds, json.loads(probed["items"])
 
 
-def _warm_up(encoder: EncodeMedia, shard: Row) -> None:
-    """Start what decodes, and have the autoencoder choose its algorithms, by one batch."""
-    items = json.loads(shard["items"])[: encoder.at_once(Bucket.parse(shard["bucket"]))]
-    encoder.rows(decode_shard({**shard, "items": json.dumps(items)}, encoder.job))
+def _warm_up(encoders: Sequence[EncodeMedia], shard: Row) -> None:
+    """Start what decodes, and have autoencoders choose their algorithms, by one batch."""
+    items = json.loads(shard["items"])[: encoders[0].at_once(Bucket.parse(shard["bucket"]))]
+    decoded = decode_shard({**shard, "items": json.dumps(items)}, encoders[0].job)
+    for encoder in encoders:
+        encoder.rows(decoded)
 
 
 def _measure_texts(
@@ -177,7 +181,8 @@ def _measure_texts(
         some = evenly(mine, count)
         if some:
             encoder.rows(entry.name, some[:1])  # loads it
-            spent, rows = _timed_at_once(section.workers, encoder.rows, entry.name, some)
+            each = [encoder.rows for _ in at_once(section.workers)]
+            spent, rows = _timed_each(each, entry.name, some)
             seconds += len(mine) / len(some) * spent
             size += len(mine) / len(some) * _bytes("texts", rows, section.shard_size)
     return seconds, size
@@ -189,19 +194,19 @@ def _timed(work: Callable[..., T], *args: Any) -> tuple[float, T]:
     return time.perf_counter() - start, result
 
 
-def _timed_at_once(workers: Workers, work: Callable[..., T], *args: Any) -> tuple[float, T]:
-    """Seconds of one of as many as work at once here: busy cores share caches and memory, and
-    slow each other. Threads, for which one copy of an encoder is enough."""
-    with ThreadPoolExecutor(_at_once(workers)) as pool:
-        tasks = [pool.submit(_timed, work, *args) for _ in range(_at_once(workers))]
-        each = [task.result() for task in tasks]
-    return sum(seconds for seconds, _ in each) / len(each), each[0][1]
+def _timed_each(each: Sequence[Callable[..., T]], *args: Any) -> tuple[float, T]:
+    """Seconds of one of some that do the same at once, and a result: busy cores share caches and
+    memory, and slow each other."""
+    with ThreadPoolExecutor(len(each)) as pool:
+        tasks = [pool.submit(_timed, work, *args) for work in each]
+        done = [task.result() for task in tasks]
+    return sum(seconds for seconds, _ in done) / len(done), done[0][1]
 
 
-def _at_once(workers: Workers) -> int:
-    """Workers that this machine has room for; of those with GPUs each has its own."""
-    cores = len(os.sched_getaffinity(0))
-    return 1 if workers.gpus else max(1, min(workers.count, cores // workers.threads))
+def at_once(workers: Workers) -> range:
+    """The workers that this machine has cores for; of those with GPUs each has its own."""
+    room = min(workers.count, MOST_AT_ONCE, len(os.sched_getaffinity(0)) // workers.threads)
+    return range(1 if workers.gpus else max(1, room))
 
 
 def _bytes(table: str, rows: list[Row], limit: int) -> float:

@@ -8,7 +8,8 @@ from pipelines.recipes.sections import EncodeSection
 
 _OF_MEDIA = ("samples", "decode_s", "encode_s", "media_bytes", "groups", "group_reads")
 _OF_TEXTS = ("text_s", "text_bytes", "captions")
-# A run of any size, until its workers work and after it, on two cores (`make bench-encode`).
+# What a run of any size waits for Ray, its workers and the commits, measured on two cores by
+# `make bench-encode`: of a cluster's hours it is hardly any.
 ONCE_S = 30
 
 
@@ -85,7 +86,7 @@ class Estimate:
         beside = f"{self.decode_s / 3600:,.3g} of decoding, beside the workers"
         return [
             f"  takes    {'worker-hours':<12} {self.worker_hours:,.3g} ({shares}){cost}; "
-            f"{self.hours(count):,.3g} hours by {count} workers, {ONCE_S} s of them to start",
+            f"{self.hours(count):,.3g} hours by {count} workers, with about {ONCE_S} s to start",
             *([f"  takes    {'CPU-hours':<12} {beside}"] if self.apart else []),
             f"  takes    {'bytes':<12} {self.bytes:,.0f} for {self.samples:,.0f} samples",
             f"  takes    {'of these':<12} {told}",

@@ -136,7 +136,7 @@ def test_beside_gpus_decoding_is_no_work_of_theirs():
     first, second, *_ = beside.lines(section)
     assert first.split(maxsplit=2)[2] == (
         "1 (encode 50 %, captions 50 %), 3.00 at 3 each; "
-        "0.508 hours by 2 workers, 30 s of them to start"
+        "0.508 hours by 2 workers, with about 30 s to start"
     )
     assert second.split() == [
         "takes",
@@ -155,17 +155,23 @@ def test_a_machine_without_a_gpu_cannot_tell_what_gpus_take(folder, monkeypatch)
 
 @pytest.mark.parametrize(
     ("workers", "at_once"),
-    [({"count": 2}, 2), ({"count": 9}, 4), ({"count": 9, "cpus": 2}, 2), ({"cpus": 9}, 1)],
+    [
+        ({"count": 2}, 2),
+        ({"count": 9}, 4),
+        ({"count": 9, "cpus": 2}, 2),
+        ({"cpus": 9}, 1),
+        ({"count": 4, "gpus": 1}, 1),
+    ],
 )
 def test_as_many_are_measured_at_once_as_there_are_workers_and_cores(workers, at_once, monkeypatch):
     """Each waits for the others."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(4))
-    together = Barrier(at_once, timeout=60)
-    found = encode_estimate._timed_at_once(Workers(**workers), lambda k: (k, together.wait()), 5)
-    assert found[0] > 0
-    assert found[1][0] == 5
-    beside_others = Workers(count=4, gpus=1)
-    assert encode_estimate._timed_at_once(beside_others, Barrier(1).wait)[1] == 0
+    assert len(encode_estimate.at_once(Workers(**workers))) == at_once
+    together, met = Barrier(at_once, timeout=60), []
+    each = [lambda k: met.append(together.wait()) or k] * at_once
+    seconds, result = encode_estimate._timed_each(each, 5)
+    assert (seconds > 0, result) == (True, 5)
+    assert sorted(met) == list(range(at_once))
 
 
 def test_of_a_long_manifest_some_rows_are_looked_at(folder, monkeypatch, capsys):
