@@ -16,11 +16,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     Args:
         q: (B, H, N, K).
         k, v: (B, H, M, K).
-        mask: added to the logits, broadcast to (B, H, N, M).
+        mask: of numbers, added to the logits, broadcast to (B, H, N, M).
 
     Returns:
-        (B, H, N, K), in the dtype of `q`.
+        (B, H, N, K), in the dtype of `q`, or of autocast where that casts it.
     """
+    assert mask is None or mask.is_floating_point()
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-1] % FULL == 0:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     with torch.autocast("cpu", enabled=False):  # which would cast them back

@@ -99,7 +99,7 @@ class EncodeSection(Section):
         fps, frames, stride: videos are sampled at fps and cut into clips of so many frames, which
             begin `stride` frames apart; None is one after the other.
         cut_at_scenes: whether clips end where the scene changes.
-        text_dtype: "int8-b16" takes 5/9 of the bytes of "float16".
+        text_dtype: "int8-b16" takes 9/16 of the bytes of "float16".
         channels_last: the memory layout of the autoencoder's convolutions: a quarter less time on
             CPUs, other rounding.
         precision: in which the autoencoder computes; "bf16" is faster on GPUs and on CPUs with

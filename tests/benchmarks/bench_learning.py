@@ -156,6 +156,9 @@ def averages_table(rows: list[Row]) -> Iterator[str]:
     """Every average that was judged, where there are several: shape / both."""
     rows = [row for row in rows if len(row.get("scores", ())) > 1]
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    if not rows:
+        return
+    yield from ("", "shape / both by average:", "")
     head = ("variant", "trained", *(n if n == RAW else f"EMA {n}" for n in names))
     yield from (line(*head), line(*("---" for _ in head)))
     for row in rows:
@@ -206,8 +209,7 @@ def main() -> None:
     rows = measure(args, recipe)
     print(f"\n{recipe.name}, {machine()}, {args.threads} threads, % right of {args.pictures}")
     print(f"pictures of one object and {args.pairs} of two, ± standard error:\n")
-    print("\n".join([*variants_table(rows), "", "shape / both by average:", ""]))
-    print("\n".join(averages_table(rows)))
+    print("\n".join([*variants_table(rows), *averages_table(rows)]))
 
 
 if __name__ == "__main__":
