@@ -46,3 +46,15 @@ def test_heads_of_other_sizes_are_rounded_once():
 def test_in_32_bits_it_is_torchs_own(channels):
     q, k, v = heads(channels, torch.float32)
     assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+def test_compiled_under_autocast_it_is_the_same():
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    ours, theirs = heads(24, torch.bfloat16), heads(24, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = compiled(*ours), attention(*theirs)
+    torch.testing.assert_close(y, expected)
+    for output in (y, expected):
+        output.float().square().sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
