@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from ldm_core.errors import BadMedia, UserError
 from ldm_core.media.buckets import Bucket, Size, fit
 from ldm_core.media.video import VideoFacts
-from ldm_core.media.video_geometry import quarter_turns, shown_size
+from ldm_core.media.video_geometry import shown_size
+from ldm_core.media.video_pixels import upright_srgb
 from ldm_core.media.video_stream import (
     CLOCK_ERROR,
     MAX_FRAME_PIXELS,
@@ -23,7 +23,6 @@ from ldm_core.media.video_stream import (
     timed_frames,
 )
 
-_UNNAMED, _HD_HEIGHT = 2, 720  # a frame that names no colour matrix: BT.709 if so high
 _ROUNDING = 1e-6  # of a frame: 3 s at 8 frames a second are 24 frames, not 25
 
 
@@ -175,7 +174,7 @@ def decode_fitted(
                 raise BadMedia("decode", "undecodable", f"damage at {moments[0][0]:.3f} s")
             if shown is None:
                 size = shown_size(frame, aspect)
-                shown = fit(_upright_rgb(frame, converter), size), size
+                shown = fit(upright_srgb(frame, converter), size), size
             parts[moments.popleft()[1]].add(*shown)
         while done < len(clips) and parts[done].missing == 0:
             yield parts[done].whole()
@@ -228,17 +227,6 @@ def _on_screen(frames: Iterator[TimedFrame]) -> Iterator[tuple[float, TimedFrame
 def _whole(frame: np.ndarray, size: Size) -> np.ndarray:
     """The frame as it is shown."""
     return fit(frame, Bucket(*size), size)[0]
-
-
-def _upright_rgb(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
-    """One decoded frame -> (H, W, 3) uint8 sRGB."""
-    unnamed = frame.colorspace == _UNNAMED and frame.height >= _HD_HEIGHT
-    try:
-        matrix = Colorspace.ITU709 if unnamed else None
-        rgb = converter.reformat(frame, format="rgb24", src_colorspace=matrix, threads=1)
-        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns(frame)))
-    except Exception as error:  # a damaged file can make a parser raise anything
-        raise BadMedia("decode", "undecodable", f"{type(error).__name__}: {error}") from error
 
 
 class _Unfinished:
