@@ -60,6 +60,7 @@ def encode(
     size=None,
     title=None,
     file_options=None,
+    pixel_aspect=None,
 ):
     """A video file's bytes: `images` at `fps`, or each at its own of `ticks` of `tick` seconds."""
     buffer = io.BytesIO()
@@ -72,6 +73,8 @@ def encode(
         stream.bit_rate = 4_000_000
         context = stream.codec_context
         context.time_base = Fraction(tick) if tick else 1 / Fraction(fps)
+        if pixel_aspect:
+            stream.sample_aspect_ratio = Fraction(pixel_aspect)
         if gop:
             context.gop_size = gop
         if b_frames is not None:

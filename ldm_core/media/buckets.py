@@ -18,6 +18,7 @@ from PIL import Image
 from ldm_core.errors import BadMedia, UserError
 
 Crop = tuple[int, int, int, int]
+Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Geometry:
         return tuple(tuple(_boxes(side, self.multiple, self.max_aspect)) for side in sides)
 
 
-def fit(pixels: np.ndarray, bucket: Bucket) -> tuple[np.ndarray, Crop]:
+def fit(pixels: np.ndarray, bucket: Bucket, shown: Size | None = None) -> tuple[np.ndarray, Crop]:
     """The largest centred part of a picture or clip with the bucket's shape, at its size.
 
     What already has the bucket's size is cut out untouched; the rest is resampled (Lanczos) after
@@ -166,19 +167,25 @@ def fit(pixels: np.ndarray, bucket: Bucket) -> tuple[np.ndarray, Crop]:
     Args:
         pixels: (H, W, 3) or (T, H, W, 3) uint8, as many frames as the bucket has.
         bucket: of `Geometry.choose`.
+        shown: height and width at which the original is shown, where its pixels are not square;
+            it is resampled once, to the bucket.
 
     Returns:
         (height, width, 3) or (T, height, width, 3) uint8, and the crop (left, top, right, bottom)
-        in pixels of the original.
+        in pixels of the original, as it is shown.
     """
     frames = pixels[None] if pixels.ndim == 3 else pixels
     assert len(frames) == bucket.frames, f"{len(frames)} frames for bucket {bucket.name}"
-    left, top, right, bottom = crop = centred(frames.shape[1], frames.shape[2], bucket)
-    window = frames[:, top:bottom, left:right]
+    height, width = shown or frames.shape[1:3]
+    crop = centred(height, width, bucket)
+    rows, down = _span(crop[1], crop[3], frames.shape[1], height)
+    columns, across = _span(crop[0], crop[2], frames.shape[2], width)
+    window = frames[:, rows, columns]
     if window.shape[1:3] == (bucket.height, bucket.width):
         fitted = window.copy()
     else:
-        fitted = np.stack([_resize(frame, bucket) for frame in window])
+        box = across[0], down[0], across[1], down[1]
+        fitted = np.stack([_resize(frame, bucket, box) for frame in window])
     return fitted.reshape(*pixels.shape[:-3], *fitted.shape[1:]), crop
 
 
@@ -226,6 +233,15 @@ def _share(side: int, part: int, whole: int) -> int:
     return max(1, (2 * side * part + whole) // (2 * whole))
 
 
-def _resize(frame: np.ndarray, bucket: Bucket) -> np.ndarray:
+def _span(start: int, end: int, side: int, shown: int) -> tuple[slice, tuple[float, float]]:
+    """Of a side shown as `shown` pixels: the own pixels that a part of them touches, and where in
+    these it begins and ends."""
+    first, last = start * side // shown, -(-end * side // shown)
+    return slice(first, last), (start * side / shown - first, end * side / shown - first)
+
+
+def _resize(
+    frame: np.ndarray, bucket: Bucket, box: tuple[float, float, float, float]
+) -> np.ndarray:
     size = bucket.width, bucket.height
-    return np.array(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+    return np.array(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS, box=box))

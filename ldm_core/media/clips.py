@@ -7,15 +7,22 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from ldm_core.errors import BadMedia, UserError
-from ldm_core.media.video import VideoFacts, quarter_turns
-from ldm_core.media.video_stream import CLOCK_ERROR, MAX_FRAME_PIXELS, TIME_BUDGET, timed_frames
+from ldm_core.media.buckets import Bucket, Size, fit
+from ldm_core.media.video import VideoFacts
+from ldm_core.media.video_geometry import shown_size
+from ldm_core.media.video_pixels import upright_srgb
+from ldm_core.media.video_stream import (
+    CLOCK_ERROR,
+    MAX_FRAME_PIXELS,
+    TIME_BUDGET,
+    TimedFrame,
+    timed_frames,
+)
 
-_UNNAMED, _HD_HEIGHT = 2, 720  # a frame that names no colour matrix: BT.709 if so high
 _ROUNDING = 1e-6  # of a frame: 3 s at 8 frames a second are 24 frames, not 25
 
 
@@ -101,7 +108,7 @@ def decode_clips(
     """The frames of several clips of one video, (T, H, W, 3) uint8 RGB each; see
     `decode_fitted`."""
     limits: dict[str, Any] = {"threads": threads, "max_pixels": max_pixels, "seconds": seconds}
-    for found in decode_fitted(data, clips, lambda frame: frame, **limits):
+    for found in decode_fitted(data, clips, _whole, **limits):
         yield found.frames
 
 
@@ -111,7 +118,7 @@ class Fitted:
 
     Attributes:
         frames: (T, h, w, 3) uint8 RGB of the size that was asked for.
-        height, width: of the video's upright picture.
+        height, width: of the video's upright picture, as it is shown.
     """
 
     frames: np.ndarray
@@ -122,7 +129,7 @@ class Fitted:
 def decode_fitted(
     data: bytes,
     clips: Sequence[Clip],
-    fit: Callable[[np.ndarray], np.ndarray],
+    fit: Callable[[np.ndarray, Size], np.ndarray],
     *,
     threads: int = 1,
     max_pixels: int = MAX_FRAME_PIXELS,
@@ -131,14 +138,16 @@ def decode_fitted(
     """The frames of several clips of one video, in one pass, each fitted when it is decoded.
 
     A moment's frame is the last one shown at or before it, to a millisecond. Frames are turned
-    upright by their metadata. Decoding begins at the key frame before the first clip; only
+    upright by their metadata; where pixels are not square, they are to be shown at another size
+    than they have. Decoding begins at the key frame before the first clip; only
     frames that a clip needs are converted, and of those that are fitted only unfinished clips are
     held: a clip of 93 frames of 3840 x 2160 pixels would be 2.3 GB.
 
     Args:
         data: the whole file.
         clips: by start.
-        fit: makes of a frame (H, W, 3) one of (h, w, 3), the same for all frames of a size.
+        fit: makes of an upright frame (H, W, 3), and the height and width it is to be shown at,
+            one of (h, w, 3), the same for all frames of a size.
         threads: of the decoder.
         max_pixels: a frame may have at most this many.
         seconds: of reading and decoding, the caller's own time not counted.
@@ -156,16 +165,16 @@ def decode_fitted(
     parts = [_Unfinished(clip.frames) for clip in clips]
     limits: dict[str, Any] = {"threads": threads, "max_pixels": max_pixels, "seconds": seconds}
     done, damaged, converter = 0, False, VideoReformatter()
-    for until, frame in _on_screen(timed_frames(data, moments[0][0], **limits)):
-        shown: tuple[np.ndarray, tuple[int, ...]] | None = None
+    for until, (_, frame, aspect) in _on_screen(timed_frames(data, moments[0][0], **limits)):
+        shown: tuple[np.ndarray, Size] | None = None
         # Later frames are made from a damaged one, up to the next key frame.
         damaged = frame.is_corrupt or (damaged and not frame.key_frame)
         while moments and moments[0][0] < until:
             if damaged:
                 raise BadMedia("decode", "undecodable", f"damage at {moments[0][0]:.3f} s")
             if shown is None:
-                picture = _upright_rgb(frame, converter)
-                shown = fit(picture), picture.shape[:2]
+                size = shown_size(frame, aspect)
+                shown = fit(upright_srgb(frame, converter), size), size
             parts[moments.popleft()[1]].add(*shown)
         while done < len(clips) and parts[done].missing == 0:
             yield parts[done].whole()
@@ -201,31 +210,23 @@ def _spans(moments: int, frames: int, stride: int, multiple: int) -> Iterator[tu
         covered = first + length
 
 
-def _on_screen(
-    frames: Iterator[tuple[float, av.VideoFrame]],
-) -> Iterator[tuple[float, av.VideoFrame]]:
+def _on_screen(frames: Iterator[TimedFrame]) -> Iterator[tuple[float, TimedFrame]]:
     """(until when, frame): a frame stays until the next one, the last for its own duration."""
     held = None
-    for time, frame in frames:
+    for timed in frames:
         if held is not None:
-            yield time - CLOCK_ERROR, held
-        held, since = frame, time
+            yield timed.time - CLOCK_ERROR, held
+        held = timed
     if held is not None:
         # A last frame that does not say how long it stays, stays.
-        ticks, tick = held.duration, held.time_base
+        ticks, tick = held.frame.duration, held.frame.time_base
         lasts = float(ticks * tick) if ticks and tick else math.inf
-        yield since + lasts + CLOCK_ERROR, held
+        yield held.time + lasts + CLOCK_ERROR, held
 
 
-def _upright_rgb(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
-    """One decoded frame -> (H, W, 3) uint8 sRGB."""
-    unnamed = frame.colorspace == _UNNAMED and frame.height >= _HD_HEIGHT
-    try:
-        matrix = Colorspace.ITU709 if unnamed else None
-        rgb = converter.reformat(frame, format="rgb24", src_colorspace=matrix, threads=1)
-        return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), quarter_turns(frame)))
-    except Exception as error:  # a damaged file can make a parser raise anything
-        raise BadMedia("decode", "undecodable", f"{type(error).__name__}: {error}") from error
+def _whole(frame: np.ndarray, size: Size) -> np.ndarray:
+    """The frame as it is shown."""
+    return fit(frame, Bucket(*size), size)[0]
 
 
 class _Unfinished:
@@ -236,11 +237,11 @@ class _Unfinished:
         self._frames: np.ndarray | None = None
         self._size = (0, 0)
 
-    def add(self, frame: np.ndarray, size: tuple[int, ...]) -> None:
+    def add(self, frame: np.ndarray, size: Size) -> None:
         """Add the next frame, of a picture of this height and width."""
         if self._frames is None:
             self._frames = np.empty((self._count, *frame.shape), np.uint8)
-            self._size = size[0], size[1]
+            self._size = size
         if self._size != size:
             both = sorted({self._size, size})
             raise BadMedia("decode", "undecodable", f"frames of {both[0]} and {both[1]} pixels")

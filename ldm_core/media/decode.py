@@ -7,7 +7,15 @@ import io
 import struct
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError, features
+from PIL import (
+    ExifTags,
+    Image,
+    ImageCms,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    features,
+)
 
 from ldm_core.errors import BadMedia
 
@@ -55,7 +63,7 @@ def image_size(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         raise BadMedia("decode", "empty file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
+            width, height = _stored_size(image)
             if width * height > max_pixels:
                 detail = f"{width} x {height} is more than {max_pixels} pixels"
                 raise BadMedia("decode", "too large", detail)
@@ -109,6 +117,13 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (SyntaxError, ValueError, TypeError, KeyError, OSError, EOFError, struct.error):
         return image
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height as the pixels lie: of a TIFF, Pillow tells those it will have upright."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return image.size
 
 
 def _orientation(image: Image.Image) -> int:

@@ -5,11 +5,12 @@ Both functions take bytes and give plain values, so that they can be called in a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from ldm_core.errors import BadMedia
-from ldm_core.media.buckets import Bucket, Crop, Geometry, centred, fit
+from ldm_core.media.buckets import Bucket, Crop, Geometry, Size, centred, fit
 from ldm_core.media.clips import Clip, cut_clips, decode_fitted
 from ldm_core.media.decode import decode_image, image_size
 from ldm_core.media.video import probe_video, scene_changes
@@ -41,7 +42,7 @@ class Pixels:
     Attributes:
         frames: (T, h, w, 3) uint8 of the bucket's size.
         crop: left, top, right, bottom in pixels of the file's upright picture.
-        height, width: of the file's upright picture.
+        height, width: of the file's upright picture; of a video as it is shown, in square pixels.
     """
 
     frames: np.ndarray
@@ -86,12 +87,17 @@ def decode_parts(
         if kind == "image":
             return [_fitted(decode_image(data)[None], size)]
         still, named = replace(size, frames=1), [clip for clip in clips if clip]
-        for part in decode_fitted(data, named, lambda frame: fit(frame, still)[0], seconds=seconds):
+        fitted = partial(_fitted_frame, still)
+        for part in decode_fitted(data, named, fitted, seconds=seconds):
             crop = centred(part.height, part.width, size)
             found.append(Pixels(part.frames, crop, part.height, part.width))
     except BadMedia as error:  # earlier clips lie before the damage
         found += [error] * (len(clips) - len(found))
     return found
+
+
+def _fitted_frame(bucket: Bucket, frame: np.ndarray, shown: Size) -> np.ndarray:
+    return fit(frame, bucket, shown)[0]
 
 
 def _fitted(frames: np.ndarray, bucket: Bucket) -> Pixels:

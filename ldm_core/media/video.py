@@ -7,6 +7,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ldm_core.errors import BadMedia
+from ldm_core.media.video_geometry import shown_size
 from ldm_core.media.video_stream import (
     CLOCK_ERROR,
     MAX_FRAME_PIXELS,
@@ -25,8 +26,8 @@ class VideoFacts:
     """One video file, measured.
 
     Attributes:
-        width: pixels of the upright picture.
-        height: pixels of the upright picture.
+        width: of the upright picture, in square pixels as it is shown.
+        height: of the upright picture, in square pixels as it is shown.
         frames: packets of the video stream that are shown.
         seconds: from the first frame's appearance to the last one's end.
         fps: frames / seconds.
@@ -70,10 +71,10 @@ def probe_video(
         first, times, lasts = _timeline(video)
         if lasts > max_seconds:
             raise BadMedia("decode", "too long", f"{lasts:.1f} s is more than {max_seconds:g} s")
-        sideways = quarter_turns(first) % 2 == 1
+        height, width = shown_size(first, video.pixel_aspect)
         return VideoFacts(
-            width=first.height if sideways else first.width,
-            height=first.width if sideways else first.height,
+            width=width,
+            height=height,
             frames=len(times),
             seconds=lasts,
             fps=len(times) / lasts,
@@ -102,7 +103,7 @@ def scene_changes(
         BadMedia: as `probe_video` does, without "too long".
     """
     times, differences, last, converter = [], [], None, VideoReformatter()
-    for time, frame in timed_frames(data, 0.0, max_pixels=max_pixels, seconds=seconds):
+    for time, frame, _ in timed_frames(data, 0.0, max_pixels=max_pixels, seconds=seconds):
         shrunk = converter.reformat(frame, 32, 32, "rgb24", threads=1)
         small = shrunk.to_ndarray().astype(np.int16)
         if last is not None:
@@ -113,11 +114,6 @@ def scene_changes(
     neighbours = np.maximum(padded[:-2], padded[2:])
     jumps = (padded[1:-1] >= threshold) & (padded[1:-1] >= 2 * neighbours)
     return [time for time, jump in zip(times, jumps, strict=True) if jump]
-
-
-def quarter_turns(frame: av.VideoFrame) -> int:
-    """Counterclockwise quarter turns (0..3) that set the frame upright, by its metadata."""
-    return round(frame.rotation / 90) % 4
 
 
 def _timeline(video: VideoStream) -> tuple[av.VideoFrame, list[float], float]:

@@ -8,14 +8,16 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import av
 from av.stream import Disposition
 
 from ldm_core.errors import BadMedia
 from ldm_core.media.video_container import check_container
+from ldm_core.media.video_geometry import shown_width
 
 # Listed, so that no rarely used decoder of FFmpeg's ever sees a stranger's file.
 CODECS = {
@@ -32,6 +34,14 @@ CLOCK_ERROR = 1e-3
 T = TypeVar("T")
 
 
+class TimedFrame(NamedTuple):
+    """A frame as coded, its seconds since the file's first one, its pixels' width over height."""
+
+    time: float
+    frame: av.VideoFrame
+    pixel_aspect: Fraction
+
+
 class VideoStream:
     """The video stream of one open file; `open_video` makes it.
 
@@ -40,6 +50,7 @@ class VideoStream:
         codec: the stream's codec, e.g. "h264".
         has_audio: whether the file has an audio stream too.
         tick: seconds of one unit of the timestamps.
+        pixel_aspect: width over height of a pixel; 1 where the file does not say.
     """
 
     def __init__(self, file: Any, stream: Any, container: str, seconds: float) -> None:
@@ -49,6 +60,7 @@ class VideoStream:
         self.codec = stream.codec_context.codec.canonical_name
         self.has_audio = len(file.streams.audio) > 0
         self.tick = float(stream.time_base)
+        self.pixel_aspect = _pixel_aspect(stream)
 
     def packets(self) -> Iterator[av.Packet]:
         """The stream's packets from here on; the last one is empty and flushes the decoder."""
@@ -122,11 +134,11 @@ def open_video(
 
 def timed_frames(
     data: bytes, start_s: float, *, max_pixels: int, seconds: float, threads: int = 1
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(time, frame) from the last key frame at or before `start_s` on, in the order of showing.
+) -> Iterator[TimedFrame]:
+    """Frames from the last key frame at or before `start_s` on, in the order of showing.
 
-    Times are seconds since the file's first frame. Earlier frames are not decoded if the file's
-    index leads there; where it misleads, decoding starts from the beginning.
+    Earlier frames are not decoded if the file's index leads there; where it misleads, decoding
+    starts from the beginning.
 
     Raises:
         BadMedia: as `open_video` does.
@@ -141,7 +153,7 @@ def timed_frames(
         if start_s > 0:
             near = video.frames_from_key(origin + int((start_s + CLOCK_ERROR) / video.tick))
         for pts, frame in near or ():
-            yield (pts - origin) * video.tick, frame
+            yield TimedFrame((pts - origin) * video.tick, frame, video.pixel_aspect)
     if near is None:
         yield from timed_frames(data, 0.0, **limits)
 
@@ -177,7 +189,13 @@ def _video_stream(file: Any, max_pixels: int) -> Any:
     if codec not in CODECS:
         raise BadMedia("decode", "undecodable", f"codec {codec}; read: {', '.join(sorted(CODECS))}")
     # A decoder that refuses the size while the file is opened leaves none.
-    if not 0 < context.width * context.height <= max_pixels:
-        size = f"{context.width} x {context.height}" if context.width else "a frame"
+    shown = shown_width(context.width, _pixel_aspect(stream))
+    if not 0 < max(context.width, shown) * context.height <= max_pixels:
+        size = f"{shown} x {context.height}" if context.width else "a frame"
         raise BadMedia("decode", "too large", f"{size} is more than {max_pixels} pixels")
     return stream
+
+
+def _pixel_aspect(stream: Any) -> Fraction:
+    """Of the file's headers or, where they are silent, of the codec's."""
+    return Fraction(stream.sample_aspect_ratio or 1)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageCms
 
 from ldm_core.errors import BadMedia
-from ldm_core.media.decode import FORMATS, decode_image, fit_to_square
+from ldm_core.media.decode import FORMATS, decode_image, fit_to_square, image_size
 from ldm_core.media.pixels import to_image, to_pixels
 
 RAMP = np.linspace(0, 255, 24 * 16 * 3).reshape(16, 24, 3).astype(np.uint8)
@@ -31,12 +31,42 @@ def test_lossy_formats_come_close(kind):
     assert abs(decoded.astype(int) - RAMP).mean() < 4
 
 
-@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
-def test_exif_orientation_is_applied(orientation, turns):
+# What sets a stored picture upright, by EXIF 2.32, section 4.6.4 A: 274.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("JPEG", {"quality": 95, "subsampling": 0}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        *([("AVIF", {"quality": 95})] if "AVIF" in FORMATS else []),
+    ],
+)
+def test_a_picture_is_set_upright_once_and_its_header_tells_that_size(kind, options, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(Image.fromarray(RAMP), "PNG", exif=exif)
-    assert np.array_equal(decode_image(data), np.rot90(RAMP, turns))
+    slope = np.mgrid[:16, :24, :3].transpose(1, 2, 3, 0) @ (3, 7, 20)  # differs from each turn
+    stored = slope.astype(np.uint8)
+    data = encoded(Image.fromarray(stored), kind, exif=exif, **options)
+    upright = UPRIGHT[orientation](stored)
+    decoded = decode_image(data)
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded.astype(int) - upright).max() <= (8 if kind in ("JPEG", "AVIF") else 0)
+    assert image_size(data) == upright.shape[:2]
 
 
 def test_transparency_is_laid_on_white():
