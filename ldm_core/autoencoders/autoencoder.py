@@ -9,15 +9,23 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ldm_core.autoencoders.diffusers_calls import (
+    NO_VARIANCE,
+    OTHERS,
+    decode_frames,
+    decode_pixels,
+    encode_moments,
+    measure,
+    own_statistics,
+    per_channel,
+)
 from ldm_core.errors import UserError
 from ldm_core.files import exists, folder_digest, join, local_copy, read_json
-
-_PROBE = 24  # frames after the first: a multiple of temporal downsamplings 1 to 4, 6, 8 and 12
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Autoencoder(Protocol):
         downsampling: pixels per latent along a side.
         temporal_downsampling: frames per frame of latents after the first; None for pictures.
         channels: of the latent.
-        latents_mean, latents_std: per channel, if the directory's config has them.
+        latents_mean, latents_std: of each channel, if the directory tells both.
     """
 
     digest: str
@@ -71,7 +79,7 @@ class IdentityAutoencoder:
 
     def encode(self, pixels: Tensor) -> Posterior:
         """The pixels themselves, with a variance of zero (log-variance -60)."""
-        return Posterior(pixels, torch.full_like(pixels, -60.0))
+        return Posterior(pixels, torch.full_like(pixels, NO_VARIANCE))
 
     def decode(self, latents: Tensor) -> Tensor:
         """The latents themselves, clamped to [-1, 1]."""
@@ -82,49 +90,53 @@ class DiffusersAutoencoder:
     """A diffusers autoencoder (AutoencoderKL, AutoencoderDC, AutoencoderKLWan, …).
 
     One of videos takes pictures too, as videos of one frame.
+
+    Raises:
+        UserError: its class encodes neither pictures nor videos as the others do.
     """
 
     def __init__(self, module: torch.nn.Module, digest: str, device: str | torch.device) -> None:
         self.module = module.eval().requires_grad_(False).to(device)
         self.digest = digest
-        config: Any = module.config
-        self.temporal_downsampling = _temporal_downsampling(self.module)
-        probe = self.encode(torch.zeros(1, 3, 64, 64)).mean
-        self.channels = probe.shape[1]
-        self.downsampling = 64 // probe.shape[-1]
-        self.latents_mean = _channels(config.get("latents_mean"))
-        self.latents_std = _channels(config.get("latents_std"))
+        found = measure(self.module)
+        self.channels, self.downsampling = found.channels, found.downsampling
+        self.temporal_downsampling = found.temporal_downsampling
+        self._has_variance = found.has_variance
+        own = own_statistics(self.module, self.channels)
+        self.latents_mean = own[0] if own else None
+        self.latents_std = own[1] if own else None
 
-    @torch.no_grad()
     def encode(self, pixels: Tensor) -> Posterior:
         """Pixels (B, 3, H, W) or (B, 3, T, H, W) in [-1, 1] to the posterior, in float32.
 
         Raises:
             UserError: a video for an autoencoder of pictures, or one with frames left over.
         """
-        module: Any = self.module
-        out = module.encode(self._input(pixels))
-        if hasattr(out, "latent_dist"):
-            mean, logvar = out.latent_dist.mean, out.latent_dist.logvar
-        else:  # deterministic autoencoders (DC, Tiny) have no posterior
-            mean = out.latent if hasattr(out, "latent") else out.latents
-            logvar = torch.full_like(mean, -60.0)
+        values = self._input(pixels)
         if pixels.ndim == 5:
-            self._check_frames(pixels.shape[2], mean.shape[2])
+            self._check_length(pixels.shape[2])
+        mean, logvar = (moment.float() for moment in encode_moments(self.module, values))
+        if not self._has_variance:
+            logvar = torch.full_like(mean, NO_VARIANCE)
+        if pixels.ndim == 5:
+            self._check_kept(pixels.shape[2], mean.shape[2])
         elif mean.ndim == 5:
             mean, logvar = mean[:, :, 0], logvar[:, :, 0]
-        return Posterior(mean.float(), logvar.float())
+        return Posterior(mean, logvar)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) to pixels (B, 3, H, W), or (B, C, t, h, w) to (B, 3, T, H, W),
         clamped to [-1, 1].
 
         Raises:
-            UserError: a video's latents for an autoencoder of pictures.
+            UserError: a video's latents for an autoencoder of pictures, or ones of which it makes
+                another number of frames than it encodes.
         """
-        module: Any = self.module
-        pixels: Tensor = module.decode(self._input(latents)).sample
+        values, stride = self._input(latents), self.temporal_downsampling
+        if stride is None:
+            pixels = decode_pixels(self.module, values)
+        else:
+            pixels = decode_frames(self.module, values, stride)
         if pixels.ndim > latents.ndim:
             pixels = pixels[:, :, 0]
         return pixels.float().clamp(-1, 1)
@@ -140,14 +152,22 @@ class DiffusersAutoencoder:
         values = values[:, :, None] if of_videos and values.ndim == 4 else values
         return values.to(_device(self.module), _dtype(self.module))
 
-    def _check_frames(self, frames: int, latent_frames: int) -> None:
-        """diffusers' autoencoders drop left-over frames without a word."""
+    def _check_length(self, frames: int) -> None:
+        """diffusers' autoencoders drop or repeat left-over frames, or fail in their own words."""
         stride = self.temporal_downsampling or 1
-        if (latent_frames - 1) * stride != frames - 1:
-            least = 1 + (latent_frames - 1) * stride
+        if (frames - 1) % stride:
             raise UserError(
-                f"a video of {frames} frames: this autoencoder would drop all after frame {least}; "
-                f"give it 1 more than a multiple of {stride} frames"
+                f"a video of {frames} frames: {type(self.module).__name__} takes 1 more than a "
+                f"multiple of {stride} frames"
+            )
+
+    def _check_kept(self, frames: int, latent_frames: int) -> None:
+        """Some take more frames at once than one of latents stands for, and drop the others."""
+        kept = 1 + (latent_frames - 1) * (self.temporal_downsampling or 1)
+        if kept != frames:
+            raise UserError(
+                f"a video of {frames} frames: this autoencoder would drop all after frame {kept}; "
+                "give it a few frames more"
             )
 
 
@@ -182,13 +202,10 @@ def autoencoder_facts(uri: str) -> AutoencoderFacts:
         )
     with local_copy(uri) as folder:
         _check_weights(folder, uri, "AutoencoderKL")
-        return AutoencoderFacts(
-            autoencoder_digest(folder),
-            2 ** (len(config.get("block_out_channels", (64,))) - 1),
-            None,
-            _channels(config.get("latents_mean")),
-            _channels(config.get("latents_std")),
-        )
+        told = (config.get("latents_mean"), config.get("latents_std"))
+        mean, std = per_channel(*told, config.get("latent_channels", 4)) or (None, None)
+        downsampling = 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+        return AutoencoderFacts(autoencoder_digest(folder), downsampling, None, mean, std)
 
 
 def load_autoencoder(
@@ -236,20 +253,24 @@ def _load_module(folder: Path, uri: str, dtype: torch.dtype) -> torch.nn.Module:
     import diffusers
 
     name = json.loads((folder / "config.json").read_text()).get("_class_name", "")
-    kind = getattr(diffusers, name, None) if name.startswith(("Autoencoder", "VQ")) else None
+    known = name.startswith(("Autoencoder", "AsymmetricAutoencoder", "VQ"))
+    kind = getattr(diffusers, name, None) if known else None
     if kind is None:
         raise UserError(
             f"{uri} holds a {name or 'model without _class_name'}, not an autoencoder of "
             "diffusers; expected a folder that `AutoencoderKL.save_pretrained` or a relative wrote"
         )
     _check_weights(folder, uri, name)
-    module: torch.nn.Module = kind.from_pretrained(
-        folder,
-        torch_dtype=dtype,
-        use_safetensors=True,
-        local_files_only=True,
-        low_cpu_mem_usage=False,
-    )
+    try:
+        module: torch.nn.Module = kind.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+        )
+    except ValueError as error:  # of a class that is not loaded so, or of other weights
+        raise UserError(f"{uri} holds a {name} that is not loaded ({error}): {OTHERS}") from error
     return module
 
 
@@ -259,31 +280,6 @@ def _check_weights(folder: Path, uri: str, name: str) -> None:
             f"{uri} has no .safetensors weights, and pickled ones are never loaded; where you "
             f"trust them, load them with diffusers' {name} and save_pretrained() to a new folder"
         )
-
-
-def _temporal_downsampling(module: Any) -> int | None:
-    """Frames per frame of latents, found by a probe; None where the encoder's convolutions are 2-D.
-
-    Raises:
-        UserError: the probe's frames are not counted as a causal autoencoder counts them.
-    """
-    convolutions = (torch.nn.Conv2d, torch.nn.Conv3d)
-    first = next(part for part in module.encoder.modules() if isinstance(part, convolutions))
-    if isinstance(first, torch.nn.Conv2d):
-        return None
-    probe = torch.zeros(1, 3, 1 + _PROBE, 64, 64, device=_device(module), dtype=_dtype(module))
-    with torch.no_grad():
-        later = module.encode(probe).latent_dist.mean.shape[2] - 1
-    if later < 1 or _PROBE % later:
-        raise UserError(
-            f"{type(module).__name__} made {1 + later} frames of latents of {1 + _PROBE}, "
-            "not one for the first and one for every few after it: take a causal video autoencoder"
-        )
-    return _PROBE // later
-
-
-def _channels(values: Any) -> tuple[float, ...] | None:
-    return tuple(float(v) for v in values) if values else None
 
 
 def _device(module: torch.nn.Module) -> torch.device:

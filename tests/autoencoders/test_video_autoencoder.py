@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLMochi, AutoencoderKLWan
+from diffusers import AutoencoderKL
+from tiny_autoencoders import wan
 
 from ldm_core.autoencoders.autoencoder import DiffusersAutoencoder, load_autoencoder
 from ldm_core.errors import UserError
@@ -11,25 +12,11 @@ GENERATOR = torch.Generator().manual_seed(0)
 VIDEO = torch.rand(2, 3, 9, 16, 16, generator=GENERATOR) * 2 - 1
 
 
-def tiny_wan(in_time: list[bool]) -> AutoencoderKLWan:
-    """With a stride of 2 in time for every True."""
-    torch.manual_seed(0)
-    return AutoencoderKLWan(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2, 2],
-        num_res_blocks=1,
-        attn_scales=[],
-        temperal_downsample=in_time,
-        latents_mean=[0.1, 0.2, 0.3, 0.4],
-        latents_std=[1.0, 1.0, 1.0, 2.0],
-    )
-
-
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory) -> DiffusersAutoencoder:
     folder = tmp_path_factory.mktemp("wan")
-    tiny_wan([True, True]).save_pretrained(folder)
+    torch.manual_seed(0)
+    wan().save_pretrained(folder)
     return load_autoencoder(str(folder))
 
 
@@ -81,18 +68,8 @@ def test_a_video_for_an_autoencoder_of_pictures_is_refused():
         of_pictures.decode(torch.zeros(1, 4, 3, 4, 4))
 
 
-def test_a_stride_of_six():
-    mochi = AutoencoderKLMochi(
-        encoder_block_out_channels=(32, 32, 32, 32),
-        decoder_block_out_channels=(32, 32, 32, 32),
-        latent_channels=4,
-        layers_per_block=(1, 1, 1, 1, 1),
-    )
-    assert DiffusersAutoencoder(mochi, "", "cpu").temporal_downsampling == 6
-
-
 def test_frames_dropped_by_a_chunk_are_refused():
-    autoencoder = DiffusersAutoencoder(tiny_wan([False, True]), "", "cpu")
+    autoencoder = DiffusersAutoencoder(wan(temperal_downsample=[False, True]), "", "cpu")
     assert autoencoder.temporal_downsampling == 2
     with pytest.raises(UserError, match="3 frames: this autoencoder would drop all after frame 1"):
         autoencoder.encode(VIDEO[:, :, :3])  # two are fewer than its chunks of four

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLWan
+from diffusers import AutoencoderKL
 from picture_folder import picture, write_captions
 from PIL import Image
+from tiny_autoencoders import cosmos, ltx, wan
 from tiny_runs import encode_here
 from video_files import encode as video_file
 from video_files import numbered, numbers
@@ -68,18 +69,6 @@ def tiny_kl() -> AutoencoderKL:
     )
 
 
-def tiny_wan() -> AutoencoderKLWan:
-    torch.manual_seed(0)
-    return AutoencoderKLWan(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 2, 2],
-        num_res_blocks=1,
-        attn_scales=[],
-        temperal_downsample=[True, True],
-    )
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
@@ -130,13 +119,17 @@ def test_at_half_the_rate_every_second_frame_is_kept(folder):
     assert shown == [list(range(0, 18, 2)), [18, 20]]
 
 
-def test_a_wan_roundtrip_equals_encoding_directly(folder):
-    put_videos(folder, a=14)
-    source = saved(tiny_wan(), folder / "wan")
-    version = encoded(project(folder, 64, source, frames=9, fps=RATE))
+@pytest.mark.parametrize(("new", "stride"), [(wan, 4), (cosmos, 8), (ltx, 8)])
+def test_a_roundtrip_of_videos_equals_encoding_directly(folder, new, stride):
+    """Of autoencoders with a variance, and statistics of their own, and of Cosmos, without."""
+    put_videos(folder, a=3 * stride + 2)
+    torch.manual_seed(0)
+    source = saved(new(), folder / "autoencoder")
+    version = encoded(project(folder, 64, source, frames=1 + 2 * stride, fps=RATE))
     model = load_autoencoder(source)
     rows = sorted(version.table("samples").to_pylist(), key=lambda row: row["part"])
-    assert [row["latent_shape"][1] for row in rows] == [3, 2]  # 9 frames, then 1 + 4 of the rest
+    assert [row["frames"] for row in rows] == [1 + 2 * stride, 1 + stride]
+    assert [row["latent_shape"][1] for row in rows] == [3, 2]  # the first, and every few after it
     for row in rows:
         height, width, count = map(int, row["bucket"].split("x"))
         start = round(row["start_s"] * RATE)
@@ -145,7 +138,18 @@ def test_a_wan_roundtrip_equals_encoding_directly(folder):
         kept, logvar = latents_of(row)
         torch.testing.assert_close(kept, direct.mean[0], rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(logvar, direct.logvar[0], rtol=1e-3, atol=1e-3)
-        assert (model.decode(kept[None]) - model.decode(direct.mean)).abs().max() < 1e-2
+        decoded = model.decode(kept[None])
+        assert decoded.shape == video.shape
+        assert (decoded - model.decode(direct.mean)).abs().max() < 1e-2
+    mean, std = version.manifest.statistics.mean, version.manifest.statistics.std
+    if model.latents_mean:
+        assert (mean, std) == (model.latents_mean, model.latents_std)
+    else:
+        values = torch.cat([latents_of(row)[0].flatten(1) for row in rows], dim=1)
+        torch.testing.assert_close(torch.tensor(mean), values.mean(1), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            torch.tensor(std), values.std(1, correction=0), rtol=1e-2, atol=1e-3
+        )
 
 
 def decoded_by_hand(
