@@ -1,12 +1,19 @@
-"""Files of one data set that are the same, or look it: told after an encode, and listed in full."""
+"""Files of one data set that are the same, or look it: told after an encode, and listed in full.
+
+Pictures look alike whose difference hashes are near (`near_hashes`): the same picture saved anew,
+with another quality or a little smaller. Not found are crops, turned and mirrored pictures.
+"""
 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ldm_core.files import exists, join, write_bytes
 from ldm_core.latents.store import StoreVersion
+from ldm_core.media.near_hashes import groups_of
 
 FILE = "duplicates.jsonl"  # beside the store's card, of the newest version
 
@@ -18,11 +25,13 @@ def report_duplicates(version: StoreVersion) -> int:
     store's `FILE`; returns how many files repeat another's bytes.
 
     Its lines are groups, the largest first: {"same": "bytes", "files": [...]} of equal bytes, and
-    {"same": "dHash", "files": [...]} of equal difference hashes but not all of equal bytes.
+    {"same": "dHash", "files": [...]} of near difference hashes but not all of equal bytes.
     """
     columns = ["source_id", "part", "source_sha256", "perceptual_hash"]
     rows = [row for row in version.table("samples", columns).to_pylist() if row["part"] == 0]
-    same, looks = _groups(rows, "source_sha256"), _groups(rows, "perceptual_hash")
+    same = _groups(rows, [row["source_sha256"] for row in rows])
+    hashes = np.array([row["perceptual_hash"] for row in rows], np.int64)
+    looks = _groups(rows, groups_of(hashes).tolist())
     bytes_of = {row["source_id"]: row["source_sha256"] for row in rows}
     only_alike = [files for files in looks if len({bytes_of[file] for file in files}) > 1]
     uri = join(version.store.uri, FILE)
@@ -42,11 +51,11 @@ def report_duplicates(version: StoreVersion) -> int:
     return repeats
 
 
-def _groups(rows: Iterable[Mapping[str, Any]], key: str) -> Groups:
+def _groups(rows: Iterable[Mapping[str, Any]], values: Iterable[object]) -> Groups:
     """Files with one value, of values that several have; the largest group first."""
-    files: defaultdict[Any, list[str]] = defaultdict(list)
-    for row in rows:
-        files[row[key]].append(row["source_id"])
+    files: defaultdict[object, list[str]] = defaultdict(list)
+    for row, value in zip(rows, values, strict=True):
+        files[value].append(row["source_id"])
     return sorted(
         (sorted(some) for some in files.values() if len(some) > 1),
         key=lambda some: (-len(some), some),

@@ -1,8 +1,8 @@
 """Video of more light or more colours than sRGB has -> sRGB: PQ, HLG, and BT.2020 or P3 primaries.
 
-The signal becomes light (ITU-R BT.2100-2, tables 4 and 5), highlights are rolled off (ITU-R
-BT.2390-10, section 5.4.1), primaries are converted (BT.2087), and the light is encoded by
-IEC 61966-2-1. White is 203 cd/m2, the diffuse white of HDR (BT.2408-7, section 2.2). Light below
+The signal becomes light (ITU-R BT.2100-2, tables 4 and 5), highlights are rolled off (the EETF of
+ITU-R BT.2408-7, annex 5, earlier in BT.2390), primaries are converted (ITU-R BT.2407-0), and the
+light is encoded by IEC 61966-2-1. White is 203 cd/m2, HDR's diffuse white (BT.2408-7). Light below
 88 cd/m2 keeps its level, diffuse white becomes level 229 of 255, and 1000 cd/m2, which HLG's
 nominal screen ends at and most of PQ is mastered for, becomes 255, as does all above. The curve is
 fixed, since one that followed the scene, or a file's statement about itself, would flicker between
@@ -80,7 +80,7 @@ def hlg_scene(signal: np.ndarray) -> np.ndarray:
 
 
 def tone_map(light: np.ndarray) -> np.ndarray:
-    """Light of a screen of `PEAK` -> of one of `WHITE`, cd/m2: BT.2390-10's EETF, black at 0."""
+    """Light of a screen of `PEAK` -> of one of `WHITE`, cd/m2: the EETF, black at 0."""
     source = pq_signal(np.array(PEAK))
     level = np.minimum(pq_signal(light) / source, 1)
     top = pq_signal(np.array(WHITE)) / source
@@ -95,7 +95,7 @@ def tone_map(light: np.ndarray) -> np.ndarray:
 
 
 def to_bt709(primaries: int) -> np.ndarray:
-    """(3, 3): linear RGB of these primaries -> of BT.709's, both with white D65 (BT.2087)."""
+    """(3, 3): linear RGB of these primaries -> of BT.709's, both with white D65."""
     own = _PRIMARIES.get(primaries, _BT709_PRIMARIES)
     return np.linalg.inv(_to_xyz(_BT709_PRIMARIES)) @ _to_xyz(own)
 

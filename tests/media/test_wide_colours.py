@@ -60,7 +60,7 @@ def hlg_signal(scene):
 
 
 def test_the_curves_go_through_the_points_that_reports_name():
-    """BT.2408-7, table 1: diffuse white, and grey of 18 %, in PQ and in HLG."""
+    """BT.2408-7's reference levels: diffuse white, and grey of 18 %, in PQ and in HLG."""
     assert pq_signal(np.array([0.0, 26.0, 203.0, 1000.0, 1e4])) == pytest.approx(
         [0, 0.38, 0.58, 0.75, 1], abs=5e-3
     )
@@ -100,8 +100,8 @@ def test_diffuse_white_is_nearly_white_and_the_dark_keeps_its_level():
     assert levels.tolist() == [16, 61, 137, 229, 255]
 
 
-def test_the_matrix_is_the_one_of_the_recommendation():
-    """BT.2087-0, annex 2 (linear BT.2020 -> BT.709)."""
+def test_the_matrix_is_the_one_of_the_report():
+    """ITU-R BT.2407-0: linear BT.2020 -> BT.709."""
     known = [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]]
     assert to_bt709(BT2020) == pytest.approx(np.array(known), abs=1e-4)
     assert to_bt709(BT709) == pytest.approx(np.eye(3), abs=1e-12)

@@ -5,8 +5,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from picture_folder import picture, read_captions, write_captions
+from PIL import Image
 from test_encode_media import project, saved, tiny_kl
 from tiny_runs import encode_here
 
@@ -269,13 +271,22 @@ def test_a_card_that_a_kill_prevented_is_written_by_the_next_run(recipe, monkeyp
 
 
 def test_pictures_that_only_look_alike_are_told(recipe, capsys):
+    """One picture as JPEG of three qualities and a little smaller: no two have the same pixels."""
     folder = Path(recipe.data)
-    picture(4).save(folder / "again.png", compress_level=1)
-    assert (folder / "again.png").read_bytes() != (folder / "4.png").read_bytes()
-    write_captions(folder, read_captions(folder) | {"again.png": "picture 4"})
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    photo = coarse.resize((320, 320), Image.Resampling.BICUBIC)
+    for quality in (95, 75, 40):
+        photo.save(folder / f"photo-{quality}.jpg", quality=quality)
+    photo.resize((288, 288), Image.Resampling.LANCZOS).save(folder / "smaller.png")
+    names = [*(f"photo-{quality}.jpg" for quality in (40, 75, 95)), "smaller.png"]
+    write_captions(folder, read_captions(folder) | dict.fromkeys(names, "a photo"))
     assert encode_here(recipe).summary["duplicates"] == 0
-    told = "duplicates: 1 that look like another; most often, 2 times"
-    assert f"{told}: 4.png, again.png" in capsys.readouterr().out
+    assert duplicates(recipe) == [{"same": "dHash", "files": names}]
+    rows = newest(recipe).table("samples", ["source_id", "perceptual_hash"]).to_pylist()
+    assert len({row["perceptual_hash"] for row in rows if row["source_id"] in names}) > 1
+    told = "duplicates: 3 that look like another; most often, 4 times"
+    assert f"{told}: photo-40.jpg, photo-75.jpg, photo-95.jpg" in capsys.readouterr().out
 
 
 def test_a_second_job_is_refused_before_it_writes(recipe):
