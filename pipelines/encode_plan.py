@@ -26,7 +26,8 @@ from pipelines.recipes.schema import Recipe, check_size
 from pipelines.recipes.sections import EncodeSection
 
 WITNESSES = 3  # files of each storage
-CODE = "buckets 1"  # names what this code does to media; a change makes rows stale
+# What this code does to media, and to videos beside; another name makes their rows stale.
+CODE, OF_VIDEOS = "buckets 1", "as shown, in sRGB"
 _USUAL = {"precision": "fp32", "tile": None, "flip": False}
 
 Item = dict[str, Any]  # a file or a part of one on its way, with what is found about it
@@ -228,7 +229,7 @@ def _decisive(job: Job, autoencoder: AutoencoderFacts) -> dict[str, list[object]
     geometry += [job.unusual] if job.unusual else []  # else rows of earlier programs stay current
     still = geometry.copy()
     still[1] = asdict(job.geometry) | {"frames": (1,)}  # how videos are cut is no matter of theirs
-    return {"image": still, "video": [*geometry, asdict(job.clips)]}
+    return {"image": still, "video": [*geometry, asdict(job.clips), OF_VIDEOS]}
 
 
 def _entry(entry: MediaEntry, decisive: dict[str, list[object]]) -> Item:
