@@ -204,6 +204,7 @@ encode(Recipe.model_validate_json(sys.argv[1]), Options())
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # of a run that ends, twenty-one kills: test_encode_kills.py
 def test_a_killed_job_goes_on_where_it_was(recipe, version, record, tmp_path):
     import ray
 
