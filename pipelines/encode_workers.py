@@ -136,7 +136,7 @@ class EncodeMedia:
     def _encode(self, items: Sequence[Item], pixels: np.ndarray) -> None:
         """Add each item's posterior; a non-finite one makes the item a reject."""
         frames = to_pixels(pixels).to(self.device)  # (B, T, 3, H, W)
-        posterior = self._posterior(frames, items[0]["kind"])
+        posterior = self._posterior(frames)
         means, logvars = posterior.mean.cpu(), posterior.logvar.cpu()  # once, not one by one
         for item, mean, logvar in zip(items, means, logvars, strict=True):
             try:
@@ -144,9 +144,10 @@ class EncodeMedia:
             except BadMedia as error:
                 item.update(reject_of(error))
 
-    def _posterior(self, frames: torch.Tensor, kind: str) -> Posterior:
-        """Of pictures (B, C, h, w), of clips (B, C, t, h, w)."""
-        if kind == "image":
+    def _posterior(self, frames: torch.Tensor) -> Posterior:
+        """Of single frames (B, C, h, w), whether of pictures or of clips, for they share a bucket;
+        of more (B, C, t, h, w)."""
+        if frames.shape[1] == 1:
             return self.autoencoder.encode(frames[:, 0])
         if self.autoencoder.temporal_downsampling is not None:
             return self.autoencoder.encode(frames.transpose(1, 2))

@@ -14,10 +14,11 @@ from tiny_runs import encode_here
 from video_files import encode as video_file
 from video_files import numbered, numbers
 
-from ldm_core.autoencoders.autoencoder import load_autoencoder
+from ldm_core.autoencoders.autoencoder import autoencoder_facts, load_autoencoder
 from ldm_core.latents.reader import LatentReader
 from ldm_core.latents.schema import TABLES, decode_array
 from ldm_core.latents.store import LatentStore, StoreVersion
+from ldm_core.latents.verify import verify
 from ldm_core.media.locators import MediaReader
 from ldm_core.media.pixels import to_image, to_pixels
 from pipelines import encode_media
@@ -150,6 +151,23 @@ def test_a_roundtrip_of_videos_equals_encoding_directly(folder, new, stride):
         torch.testing.assert_close(
             torch.tensor(std), values.std(1, correction=0), rtol=1e-2, atol=1e-3
         )
+
+
+@pytest.mark.parametrize("new", [None, wan])
+def test_a_clip_of_one_frame_has_the_shape_of_the_pictures_beside_it(folder, new):
+    """Whatever comes first in a batch."""
+    put_videos(folder, **{f"{k}{end}": 1 for k in range(3) for end in ("a", "z")})
+    names = [f"{k}m.png" for k in range(3)]
+    for name in names:
+        picture(1).resize((64, 64)).save(folder / "data" / name)
+    captions = {file.name: "one" for file in (folder / "data").glob("*.[mp]*")}
+    write_captions(folder / "data", captions)
+    source = saved(new(), folder / "autoencoder") if new else "identity"
+    version = encoded(project(folder, 64, source, batch_size=2, shard_size=4, fps=RATE))
+    assert version.manifest.buckets == {"64x64x1": 9}
+    shapes = {tuple(row["latent_shape"]) for row in version.table("samples").to_pylist()}
+    assert shapes == {(4, 16, 16) if new else (3, 64, 64)}
+    assert not [check for check in verify(version, autoencoder_facts(source)) if check.failed]
 
 
 def decoded_by_hand(

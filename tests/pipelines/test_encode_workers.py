@@ -247,6 +247,6 @@ def test_frames_that_are_pictures_are_no_more_at_once_than_a_batch(job, monkeypa
     for tile, sizes in ((None, [3, 2]), (8, 5 * 9 * [1])):
         seen.clear()
         encoder = EncodeMedia(replace(job, tile=tile), threads=1, device="cpu")
-        mean = encoder._posterior(clip, "video").mean
+        mean = encoder._posterior(clip).mean
         assert seen == sizes
         torch.testing.assert_close(mean, expected)
