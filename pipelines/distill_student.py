@@ -96,7 +96,7 @@ def worker(config: dict[str, Job]) -> dict[str, Any]:
     plan = SamplePlan(recipe.seed + 1, len(reader), section.batch_size)
     teacher_config, teacher, teacher_digest = load_model(recipe.product("teacher"))
     reader.mean, reader.std = (  # of the teacher's latents, which may be those of several stores
-        torch.tensor(values)[:, None, None]
+        torch.tensor(values).view(reader.mean.shape)
         for values in (teacher_config.latents_mean, teacher_config.latents_std)
     )
     assert isinstance(teacher, DiT), "refused when the stage began"

@@ -29,7 +29,7 @@ CLIP = EncoderEntry(name="clip", uri="clip", digest="c")
 def sample_row(
     id: str, mean: torch.Tensor, logvar: torch.Tensor, captions: tuple[str, ...], shard: str = "s"
 ) -> dict[str, object]:
-    """A row of `samples`; (C, h, w) posterior."""
+    """A row of `samples`; (C, h, w) posterior, or (C, t, h, w)."""
     first, second = encode_array(mean), encode_array(logvar)
     told = caption_rows([(text, 1 / len(captions)) for text in captions])
     return {
@@ -39,7 +39,7 @@ def sample_row(
         "part": 0,
         "parts": 1,
         "media": "image",
-        "bucket": f"{mean.shape[1]}x{mean.shape[2]}x1",
+        "bucket": f"{mean.shape[-2]}x{mean.shape[-1]}x{mean.shape[1] if mean.ndim == 4 else 1}",
         "latent_mean": first,
         "latent_logvar": second,
         "latent_shape": list(mean.shape),
@@ -88,7 +88,7 @@ def text_rows(caption: str, width: int = 5, pooled: int = 3) -> list[dict[str, o
 def small_store(
     uri: str | Path,
     count: int = 12,
-    shape: tuple[int, int, int] = (2, 3, 3),
+    shape: tuple[int, ...] = (2, 3, 3),
     logvar: float = -60.0,
     captions: tuple[tuple[str, ...], ...] = (("a dog",), ("a red cat", "cat")),
     parts: int = 3,
@@ -100,7 +100,7 @@ def small_store(
 def _write(
     uri: str | Path,
     count: int,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     logvar: float,
     captions: tuple[tuple[str, ...], ...],
     parts: int,

@@ -107,7 +107,7 @@ class LatentReader:
     Attributes:
         ids: the sample ids, sorted.
         keys: (N,) int64, a hash of each id.
-        mean, std: (C, 1, 1), of the raw latents.
+        mean, std: (C, 1, 1), of clips (C, 1, 1, 1), of the raw latents.
     """
 
     def __init__(self, version: StoreVersion) -> None:
@@ -119,14 +119,14 @@ class LatentReader:
                 f"{manifest.buckets}, this reader takes one: encode pictures alone, with "
                 "encode.max_aspect=1 and encode.upscale=true"
             )
-        self.mean, self.std = (
-            torch.tensor(values, dtype=torch.float32)[:, None, None]
-            for values in (manifest.statistics.mean, manifest.statistics.std)
-        )
         table = version.table("samples", ["id", "latent_shape", "captions"]).sort_by("id")
         self.ids: list[str] = table["id"].to_pylist()
         self.keys = torch.tensor([sample_key(id) for id in self.ids])
         self.shape: tuple[int, ...] = tuple(table["latent_shape"][0].as_py())
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float32).view(-1, *[1] * (len(self.shape) - 1))
+            for values in (manifest.statistics.mean, manifest.statistics.std)
+        )
         self._latents, self._logvars = _load_latents(version, self.ids, self.shape)
         self._spread = bool((self._logvars > _NO_SPREAD).any())
         self._texts = _Texts(version)

@@ -58,8 +58,10 @@ class TestPlan:
 
 
 class TestLatents:
-    def test_without_spread_they_are_the_stored_means_normalised(self, tmp_path):
-        version = small_store(tmp_path)
+    @pytest.mark.parametrize("shape", [(2, 3, 3), (2, 2, 3, 3), (2, 5, 3, 3)])
+    def test_without_spread_they_are_the_stored_means_normalised(self, tmp_path, shape):
+        """Of pictures, and of clips with as many frames as channels and with more."""
+        version = small_store(tmp_path, shape=shape)
         reader = LatentReader(version)
         batch = reader.batch(ALL, EPOCH_0, seed=0)
         stored = {
@@ -70,8 +72,9 @@ class TestLatents:
         for id, latent in zip(reader.ids, raw, strict=True):
             np.testing.assert_allclose(latent, stored[id].astype(np.float32), atol=1e-6)
         assert batch.latents.dtype == torch.float32
-        assert batch.latents.mean((0, 2, 3)).abs().max() < 1e-5
-        assert (batch.latents.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+        channels = batch.latents.transpose(0, 1).flatten(1)
+        assert channels.mean(1).abs().max() < 1e-5
+        assert (channels.std(1, correction=0) - 1).abs().max() < 1e-5
 
     def test_rows_follow_the_sorted_ids_whatever_the_parts(self, tmp_path):
         one, many = (
