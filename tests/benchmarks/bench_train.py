@@ -41,6 +41,7 @@ from pipelines.training_data import TrainingData, find_data
 
 CPU = torch.device("cpu")
 SHAPE, TOKENS = (3, 16, 16), 128
+SIZES = ((96, 4, 32), (384, 6, 32))  # width, depth, batch; the wide one takes ten minutes
 SMALLEST = (96, 4)  # width and depth of image-s
 EVERY = 50  # steps, a checkpoint
 
@@ -207,7 +208,7 @@ def _take(steps: Iterator[None], count: int) -> float:
 def measure(args: argparse.Namespace, root: Path) -> None:
     """Print the ratios."""
     version = make_store(str(root / "latents"), SHAPE, args.samples, -1.0)
-    for width, depth, batch in ((96, 4, 32), (384, 6, 32)):
+    for width, depth, batch in (size for size in SIZES if size[0] in args.widths):
         size, place = (width, depth, batch), str(root / f"run-{width}")
         training, _ = our_training(version, place, size, args.precision, args.compile)
         parameters = sum(p.numel() for p in training.network.parameters())
@@ -259,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=60, help="of each size, or longer")
+    parser.add_argument("--widths", nargs="+", type=int, default=[size[0] for size in SIZES])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="our blocks, of ours and bare")
     args = parser.parse_args()
