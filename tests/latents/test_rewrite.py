@@ -132,3 +132,13 @@ def test_of_two_at_a_time_the_second_starts_anew(store):
         delete_rows(store, "samples", keys("a1"))
     ids = sorted(store.table("samples", columns=["id"])["id"].to_pylist())
     assert ids == ["a2", "a3", *(f"{shard}{k}" for shard in "bc" for k in range(4))]
+
+
+def test_on_s3(s3):
+    store = small_store(f"{s3}/rewritten").store
+    replace_rows(store, "samples", captions(**{"003.png": "new"}))
+    delete_rows(store, "samples", keys("001.png", "007.png"))
+    left = store.table("samples", columns=["id", "captions_digest"]).to_pylist()
+    told = {row["id"]: row["captions_digest"] for row in left}
+    assert sorted(told) == [f"{k:03d}.png" for k in range(12) if k not in (1, 7)]
+    assert told["003.png"] == "new"
