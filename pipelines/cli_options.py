@@ -40,7 +40,11 @@ Overrides = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be done; start and write nothing.")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say what would be done and write nothing; encode measures a few files for it.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run it again even if it is up to date.")]
 Verbose = Annotated[

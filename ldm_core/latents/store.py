@@ -174,7 +174,7 @@ class LatentStore:
         if not known:
             raise UserError(
                 f"{self.uri} has no published version of a latent store; make one with "
-                "`ldm encode`, or name the folder that has one"
+                "`ldm encode`, or name the folder that has one, in a recipe's root `latents`"
             )
         if number is not None and number not in known:
             raise UserError(f"{self.uri} has no version {number}, only {known}: choose one")
