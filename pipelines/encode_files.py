@@ -19,7 +19,7 @@ HEAD_BYTES = 64 << 10  # hold the size of nearly all JPEGs, and how they are tur
 JPEG = b"\xff\xd8"  # begins with these; what turns a PNG may be its last chunk
 NEIGHBOURS = 3  # files of a shard that are asked for when another cannot be read
 
-AWAY = (ConnectionError, TimeoutError)
+_AWAY = (ConnectionError, TimeoutError)
 # What this machine lacks is no fault of a file.
 _OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _REASONS = {
@@ -154,7 +154,7 @@ class _Reading:
             _check_file(error)
             first = error
             if not self._others_can_be_read(uri):
-                if isinstance(error, AWAY):
+                if isinstance(error, _AWAY):
                     raise  # nobody answers
                 raise _unreadable(uri, error) from error
         self.reader.try_again(uri)
@@ -162,7 +162,7 @@ class _Reading:
             return Content(read(uri))
         except OSError as error:
             _check_file(error)
-            if isinstance(error, AWAY) and not isinstance(first, AWAY):
+            if isinstance(error, _AWAY) and not isinstance(first, _AWAY):
                 raise  # who answered before
             reason = _REASONS.get(type(error), "unreadable")
             return BadMedia("read", reason, f"{type(error).__name__}: {error}")

@@ -4,13 +4,13 @@ delta-rs' `merge` is not used: it joins the whole table in memory, latents and a
 """
 
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import Transaction
+from deltalake.transaction import AddAction
 
 from ldm_core.files import filesystem, join
 from ldm_core.latents.commit import retry
@@ -33,7 +33,7 @@ Change = Callable[[pa.RecordBatch, pa.Array], pa.RecordBatch]
 def delete_rows(store: LatentStore, table: str, keys: pa.Table) -> None:
     """Remove the rows whose columns equal a row of `keys`; published versions keep theirs.
 
-    Memory: that of the keys, and of the largest file with such a row.
+    Memory: that of these columns of all rows, and of the largest file with such a row.
 
     Raises:
         CommitFailed: the storage did not answer, or others removed the same files each time.
@@ -79,44 +79,49 @@ class _Rewrite:
 
     def attempt(self) -> None:
         """Safe to repeat: a commit that was acknowledged too late is found in the log."""
-        log, uri = self.store.open(self.table), self.store.uri
+        log = self.store.open(self.table)
         if log.transaction_version(self.name):
             return
         files = live_files(log)
-        rows, found = self._count([file.path for file in files])
-        removed = [file for file in files if found[file.path]]
-        left = [f for f in removed if self.keeps or found[f.path] < rows[f.path]]
-        written = [write_file(uri, self.table, NAME, self._pieces(f.path), True) for f in left]
+        places = self._places([file.path for file in files])
+        removed = [file for file in files if _hits(places.get(file.path))]
+        added = [self._written(file.path, places[file.path]) for file in removed]
         if removed:
-            added = [file for file in written if file]
-            replace_files(log, removed, added, Transaction(self.name, 1), True)
+            done = [file for file in added if file]
+            replace_files(log, removed, done, Transaction(self.name, 1), True)
 
-    def _count(self, paths: list[str]) -> tuple[Counter[str], Counter[str]]:
-        """Of each file, its rows and those that have the keys; reads no other column."""
-        rows, found = Counter[str](), Counter[str]()
+    def _places(self, paths: list[str]) -> dict[str, pa.Array]:
+        """Of each row of each file, in its order, the place of its keys or null; no other column is
+        read, and all are looked up at once."""
+        names = self.keys.column_names
+        rows = dataset_of(self.store.uri, self.table, paths).to_table([*names, _FILE])
+        places = pc.index_in(_joined(rows.select(names)), _joined(self.keys)).combine_chunks()
         folder = filesystem(join(self.store.uri, self.table))[1].rstrip("/")
-        names = self.keys.column_names
-        for batch in dataset_of(self.store.uri, self.table, paths).to_batches([*names, _FILE]):
-            hit = batch[_FILE].filter(pc.is_valid(self._places(batch)))
-            rows.update(_counts(batch[_FILE], folder))
-            found.update(_counts(hit, folder))
-        return rows, found
+        found, start = dict[str, pa.Array](), 0
+        for one in pc.value_counts(rows[_FILE]).to_pylist():  # a file's rows come together
+            found[one["values"].removeprefix(f"{folder}/")] = places.slice(start, one["counts"])
+            start += one["counts"]
+        return found
 
-    def _places(self, rows: pa.RecordBatch) -> pa.Array:
-        names = self.keys.column_names
-        return pc.index_in(_joined(rows.select(names)), _joined(self.keys).combine_chunks())
+    def _written(self, path: str, places: pa.Array) -> AddAction | None:
+        """What the file becomes; None, without reading it, if that is nothing."""
+        if not self.keeps and places.null_count == 0:
+            return None
+        pieces = self._changed(path, places)
+        return write_file(self.store.uri, self.table, NAME, pieces, True)
 
-    def _pieces(self, path: str) -> Iterator[pa.RecordBatch]:
+    def _changed(self, path: str, places: pa.Array) -> Iterator[pa.RecordBatch]:
+        start = 0
         for piece in read_pieces(self.store.uri, self.table, [path]):
-            yield self.change(piece, self._places(piece))
+            yield self.change(piece, places.slice(start, piece.num_rows))
+            start += piece.num_rows
+        assert start == len(places), f"{path} has {start} rows, and had {len(places)}"
 
 
-def _joined(keys: pa.Table | pa.RecordBatch) -> pa.Array:
+def _hits(places: pa.Array | None) -> bool:
+    return places is not None and places.null_count < len(places)
+
+
+def _joined(keys: pa.Table) -> pa.ChunkedArray:
     """A text a row; columns of the tables' keys have no zero bytes."""
     return pc.binary_join_element_wise(*keys.columns, "\0")
-
-
-def _counts(paths: pa.Array, folder: str) -> dict[str, int]:
-    """How often each path comes, relative to the folder."""
-    each = pc.value_counts(paths).to_pylist()
-    return {one["values"].removeprefix(f"{folder}/"): one["counts"] for one in each}

@@ -30,6 +30,7 @@ from ldm_core.files import absolute, filesystem, is_remote, join, read_bytes, wr
 from ldm_core.latents.commit import append_once, put_if_absent, retry
 from ldm_core.latents.manifest import FORMAT, Manifest
 from ldm_core.latents.schema import TABLES
+from ldm_core.latents.table_files import dataset_of, live_files
 
 # A published version reads old files of the log's past: neither is ever cleaned up by itself.
 _KEEP = {
@@ -89,10 +90,8 @@ class LatentStore:
 
     def dataset(self, table: str, version: int | None = None) -> pyarrow.dataset.Dataset:
         """The table's files as a pyarrow dataset with the schema of `schema.py`."""
-        fs, root = filesystem(join(self.uri, table))
-        files = _live_files(self.open(table, version))
-        paths = [join(root, path) for path in sorted(files)]
-        return pyarrow.dataset.dataset(paths, schema=TABLES[table], format="parquet", filesystem=fs)
+        files = live_files(self.open(table, version))
+        return dataset_of(self.uri, table, sorted(file.path for file in files))
 
     def table(
         self, name: str, version: int | None = None, columns: Sequence[str] | None = None
@@ -112,8 +111,7 @@ class LatentStore:
 
     def bytes(self, table: str, version: int | None = None) -> int:
         """Size of the files a table consists of."""
-        actions = pa.table(self.open(table, version).get_add_actions())
-        return sum(actions["size_bytes"].to_pylist())
+        return sum(file.bytes for file in live_files(self.open(table, version)))
 
     def write_part(self, table: str, rows: pa.Table, shard: str) -> PartFile:
         """Write rows as a file of their own; any worker may, and an abandoned file harms nobody."""
@@ -235,11 +233,6 @@ def parquet_bytes(rows: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(rows, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
-
-
-def _live_files(table: DeltaTable) -> list[str]:
-    """Paths of a snapshot's files, relative to the table."""
-    return [str(path) for path in pa.table(table.get_add_actions())["path"].to_pylist()]
 
 
 def _add_action(part: PartFile) -> AddAction:

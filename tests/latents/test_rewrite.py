@@ -9,6 +9,7 @@ import torch
 from small_store import sample_row, small_store
 
 from ldm_core.latents import rewrite, table_files
+from ldm_core.latents.compact import compact
 from ldm_core.latents.rewrite import delete_rows, replace_rows
 from ldm_core.latents.schema import SAMPLES, caption_digest, caption_rows
 from ldm_core.latents.store import LatentStore
@@ -88,6 +89,16 @@ class TestDeleting:
         )
         assert ("clip", empty) in pairs
         assert ("t5", empty) not in pairs
+
+    def test_of_many_files_and_row_groups_those_rows_go(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(table_files, "ROWS_PER_GROUP", 3)
+        store = small_store(tmp_path, count=90, parts=7).store
+        compact(store, "samples", 20_000)
+        gone = {f"{k:03d}.png" for k in range(0, 90, 4)}
+        before = {row["id"]: row for row in store.table("samples").to_pylist()}
+        delete_rows(store, "samples", keys(*sorted(gone)))
+        after = {row["id"]: row for row in store.table("samples").to_pylist()}
+        assert after == {id: row for id, row in before.items() if id not in gone}
 
 
 class TestReplacing:
