@@ -1,16 +1,20 @@
 """What the training loop costs beside its network's own work, and against a plain loop.
 
-    make bench-train [ARGS="--seconds 60 --compile"]
+    make bench-train [ARGS="--seconds 300 --compile"]
 
 On one store of latents 3 x 16 x 16 and captions of 8 to 40 tokens, in one process, on all cores and
-in one dtype. The three take turns of some steps, so that a noisy machine is noisy for all of them:
+in one dtype. The three take turns of ten steps, so that a noisy machine is noisy for all of them,
+and a ratio is told for each round of fifty:
   ours    the worker of `ldm train`: reader, prefetch, draws, Muon, averages, figures, and
-          checkpoints, ten times as often as the demo's; they are copied in a step, and written
-          while the next ones are computed;
+          checkpoints, one a round, which is ten times as often as the demo's; they are copied in a
+          step, and written while the next ones are computed. Windows are of one row group, so that
+          a store as small as this one is read all the time: a row group every 32 steps;
   bare    the same network, loss and optimisers on one batch that is already there;
   plain   a training script as many are: torch.save'd latents and embeddings padded to 128 tokens, a
           DataLoader, AdamW, and diffusers' PixArt transformer of about as many parameters.
-Rates are samples a second by the clock. Of the demo's network the reader's own rate is told, too.
+Rates are samples a second by the clock. What waiting for data takes is measured afterwards, in
+steps of ours alone: in turns, its data would be read while the others compute. Of the demo's
+network the reader's own rate is told, too.
 """
 
 import argparse
@@ -19,10 +23,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from bench_reader import MIB, make_store, rate, stream
 from diffusers import PixArtTransformer2DModel
@@ -31,33 +37,41 @@ from torch.utils.data import DataLoader, Dataset
 from ldm_core.latents.store import StoreVersion
 from ldm_core.training.layout import Layout
 from ldm_core.training.step import autocast, compute_dtype
-from pipelines import denoiser_worker, training_state
+from pipelines import denoiser_worker, training_data, training_state
 from pipelines.denoiser_network import new_update, rate_at
 from pipelines.denoiser_worker import DenoiserTraining
 from pipelines.ray_runtime import worker_environment
 from pipelines.recipes import RECIPES
 from pipelines.recipes.base import Workers
-from pipelines.training_data import TrainingData, find_data
+from pipelines.training_data import find_data
 
 CPU = torch.device("cpu")
 SHAPE, TOKENS = (3, 16, 16), 128
 SIZES = ((96, 4, 32), (384, 6, 32))  # width, depth, batch; the wide one takes ten minutes
 SMALLEST = (96, 4)  # width and depth of image-s
-EVERY = 50  # steps, a checkpoint
+TURN, ROUND = 10, 50  # steps; a round has one checkpoint
+LOG, ALONE = 20, 5  # steps between figures, of which so many are of ours alone
+WINDOW = 4 * MIB
+READER_S = 10.0  # that the reader alone is measured
 
 
 def our_training(
-    version: StoreVersion, folder: str, size: tuple[int, int, int], precision: str, compile: bool
-) -> tuple[DenoiserTraining, TrainingData]:
-    """The demo's recipe, of one worker; it tells nobody anything."""
+    version: StoreVersion,
+    folder: str,
+    size: tuple[int, int, int],
+    precision: str,
+    compile: bool,
+    waits: list[float],
+) -> DenoiserTraining:
+    """The demo's recipe, of one worker; its figures are told to `waits` alone."""
     width, depth, batch = size
     recipe = RECIPES["image-s"]()
     section = recipe.train.model_copy(
         update={
             "width": width, "depth": depth, "heads": width // 24, "batch_size": batch,
             "micro_batches": 1, "workers": Workers(count=1), "steps": 10**6,
-            "checkpoint_every": EVERY, "sample_every": 10**6,
-            "log_every": 20, "compile": compile,
+            "checkpoint_every": ROUND, "sample_every": 10**6,
+            "log_every": LOG, "compile": compile,
         }
     )  # fmt: skip
     recipe = recipe.model_copy(update={"train": section, "root": folder, "precision": precision})
@@ -66,13 +80,15 @@ def our_training(
     board = SimpleNamespace(seconds=SimpleNamespace(remote=lambda: 0.0))
     job: Any = SimpleNamespace(
         recipe=recipe, run=silent, product=folder, inputs={}, checkpoints=f"{folder}/checkpoints",
-        begin=lambda first, seconds: first, log=lambda *_: None, board=board,
+        begin=lambda first, seconds: first, board=board,
+        log=lambda _, told, __: waits.append(told["data_wait_share"]),
     )  # fmt: skip
+    training_data.WINDOW_BYTES = WINDOW
     training_state.ray = SimpleNamespace(get=lambda value: value)  # type: ignore[assignment]
     denoiser_worker.Judged = lambda job, scene: None  # type: ignore[assignment,misc]
     denoiser_worker.being_preempted = lambda: False
     reader = data.reader(section, recipe.seed)
-    return DenoiserTraining(job, data, reader, Layout(), CPU), data
+    return DenoiserTraining(job, data, reader, Layout(), CPU)
 
 
 def ours(training: DenoiserTraining) -> Iterator[None]:
@@ -180,28 +196,43 @@ def plain(folder: Path, batch: int, parameters: int, text_width: int, dtype: tor
     return steps(), sum(p.numel() for p in model.parameters())
 
 
-def in_turns(runs: dict[str, Iterator[None]], seconds: float, period: int) -> dict[str, float]:
-    """Seconds a step of each, from turns of some steps; the first ones of each warm up.
+def in_turns(runs: dict[str, Iterator[None]], seconds: float) -> dict[str, np.ndarray]:
+    """Seconds a step of each, (rounds,); the first steps of each warm up.
 
-    Steps are a multiple of `period`, so that what is done so often counts as often as it is done;
-    it comes in the middle of a turn, as it goes on beside the steps after it.
+    A checkpoint comes in the middle of a turn, as it is still written during the steps after it.
     """
-    turn = max(count for count in range(1, 26) if period % count == 0)
-    used, done = dict.fromkeys(runs, 0.0), 0
     for steps in runs.values():
-        _take(steps, turn + turn // 2)
+        _take(steps, ROUND + TURN // 2)
+    rounds: dict[str, list[float]] = {name: [] for name in runs}
     end = time.monotonic() + seconds
-    while time.monotonic() < end or done % period:
-        for name, steps in runs.items():
-            used[name] += _take(steps, turn)
-        done += turn
-    return {name: each / done for name, each in used.items()}
+    while time.monotonic() < end:
+        used = dict.fromkeys(runs, 0.0)
+        for _ in range(ROUND // TURN):
+            for name, steps in runs.items():
+                used[name] += _take(steps, TURN)
+        for name, each in used.items():
+            rounds[name].append(each / ROUND)
+    return {name: np.array(each) for name, each in rounds.items()}
+
+
+def told(ratios: np.ndarray) -> str:
+    """The median of all rounds, the least and the most."""
+    low, middle, high = ratios.min(), np.median(ratios), ratios.max()
+    return f"{middle:.3f} ({low:.3f} to {high:.3f} in {len(ratios)} rounds)"
+
+
+def waited(steps: Iterator[None], waits: list[float]) -> float:
+    """The share of waiting for data in steps of ours alone."""
+    waits.clear()
+    while len(waits) <= ALONE:  # the first has begun while the others had their turns
+        next(steps)
+    return float(np.mean(waits[1:]))
 
 
 def _take(steps: Iterator[None], count: int) -> float:
     begin = time.perf_counter()
-    for _ in range(count):
-        next(steps)
+    for _ in islice(steps, count):
+        pass
     return time.perf_counter() - begin
 
 
@@ -210,28 +241,28 @@ def measure(args: argparse.Namespace, root: Path) -> None:
     version = make_store(str(root / "latents"), SHAPE, args.samples, -1.0)
     for width, depth, batch in (size for size in SIZES if size[0] in args.widths):
         size, place = (width, depth, batch), str(root / f"run-{width}")
-        training, _ = our_training(version, place, size, args.precision, args.compile)
+        waits: list[float] = []
+        training = our_training(version, place, size, args.precision, args.compile, waits)
         parameters = sum(p.numel() for p in training.network.parameters())
         dtype = compute_dtype(CPU, args.precision)
         folder = save_padded(training, root / f"saved-{width}", min(args.samples, 2048))
         steps, theirs = plain(folder, batch, parameters, training.reader.token_width, dtype)
-        runs = {"ours": ours(training), "bare": bare(training), "plain": steps}
-        seconds = in_turns(runs, args.seconds, EVERY)
-        training.figures.meter.read()
-        _take(runs["ours"], 30)
-        wait = training.figures.meter.read()["data_wait_share"]
         print(
             f"\nwidth {width}, {parameters / 1e6:.2f}M parameters (PixArt {theirs / 1e6:.2f}M), "
             f"batches of {batch}, {dtype}{', compiled' * args.compile}, "
-            f"{torch.get_num_threads()} threads"
+            f"{torch.get_num_threads()} threads",
+            flush=True,
         )
-        told = ", ".join(f"{name} {1e3 * each:.1f}" for name, each in seconds.items())
-        print(f"ms a step: {told}")
-        print(f"step / bare, checkpoints included: {seconds['ours'] / seconds['bare']:.3f}")
-        print(f"data wait: {100 * wait:.2f} % of the time")
-        print(f"samples a second, ours / plain: {seconds['plain'] / seconds['ours']:.2f}")
+        runs = {"ours": ours(training), "bare": bare(training), "plain": steps}
+        seconds = in_turns(runs, args.seconds)
+        each = ", ".join(f"{name} {1e3 * np.median(took):.1f}" for name, took in seconds.items())
+        print(f"ms a step: {each}")
+        print(f"step / bare, checkpoints included: {told(seconds['ours'] / seconds['bare'])}")
+        print(f"samples a second, ours / plain: {told(seconds['plain'] / seconds['ours'])}")
+        print(f"data wait: {100 * waited(runs['ours'], waits):.2f} % of the time", flush=True)
         if (width, depth) == SMALLEST:
-            tell_reader(version, batch, batch / seconds["ours"], args.seconds / 4)
+            took = float(np.median(seconds["ours"]))
+            tell_reader(version, batch, batch / took, READER_S)
         training.reader.close()
 
 
@@ -259,7 +290,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=4096)
-    parser.add_argument("--seconds", type=float, default=60, help="of each size, or longer")
+    parser.add_argument("--seconds", type=float, default=180, help="of each size, or longer")
     parser.add_argument("--widths", nargs="+", type=int, default=[size[0] for size in SIZES])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="our blocks, of ours and bare")
