@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ldm_core.errors import UserError
+from ldm_core.training.checkpoint_copies import load_together
 from ldm_core.training.checkpoint_folder import Checkpoint
-from ldm_core.training.checkpoint_tensors import load_tensors
 
 MODEL, OPTIMIZER, AVERAGE = "model/", "optimizer/", "average/"
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of compiling, of recomputing
@@ -73,14 +73,14 @@ class TrainingState:
         }
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take over a checkpoint's tensors and updates, in place.
+        """Take over a checkpoint's tensors and updates, in place; all workers call this.
 
         Raises:
             UserError: it has other averages, or another optimiser for a weight.
         """
         facts = checkpoint.state
         self._check(checkpoint, facts)
-        load_tensors(checkpoint, self._weights())
+        load_together(checkpoint, self._weights())
         for name, average in self.averages.items():
             average.load_state_dict(average.state_dict(), facts["averages"][name])
         for optimizer in self.optimizers:
@@ -138,7 +138,7 @@ class TrainingState:
                 state.setdefault(number, {})[kind] = targets[full] = _like(
                     weight, checkpoint.index[full]
                 )
-        load_tensors(checkpoint, targets)
+        load_together(checkpoint, targets)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -1,7 +1,8 @@
 """Tensors out of a checkpoint, into whatever layout they are wanted in.
 
 Torch's planner says which boxes of the stored pieces each worker needs; it reads their bytes and no
-others but small gaps between them. Workers need not speak to each other.
+others but small gaps between them. Workers need not speak to each other; `checkpoint_copies` has
+them share what they hold copies of.
 """
 
 import math

@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ldm_core.training import checkpoint_tensors
 from ldm_core.training.checkpoint_ranks import Ranks
 from ldm_core.training.checkpoint_retention import Retention
 from ldm_core.training.checkpoint_state import TrainingState
@@ -91,6 +93,30 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     )
 
 
+def stored_bytes(entry: dict[str, Any]) -> int:
+    return math.prod(entry["shape"]) * getattr(torch, entry["dtype"]).itemsize
+
+
+class Bytes:
+    total = 0
+
+
+@contextmanager
+def bytes_read() -> Iterator[Bytes]:
+    """What this process reads of checkpoints' tensors meanwhile; gaps are not read here."""
+    read, fetch, gap = Bytes(), checkpoint_tensors._bytes, checkpoint_tensors._GAP
+
+    def counted(uri: str, begin: int, end: int) -> bytearray:
+        read.total += end - begin
+        return fetch(uri, begin, end)
+
+    checkpoint_tensors._bytes, checkpoint_tensors._GAP = counted, 1
+    try:
+        yield read
+    finally:
+        checkpoint_tensors._bytes, checkpoint_tensors._GAP = fetch, gap
+
+
 @contextmanager
 def gloo(rank: int, world: int, rendezvous: str):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -160,7 +186,12 @@ def _take_over(folder: str, stage: int, shard, expected: dict[int, dict[str, Ten
     assert found is not None
     assert found.manifest.layout == LAYOUTS[stage - 1]
     state = new_state(shard)
-    state.load(found)
+    with bytes_read() as read:
+        state.load(found)
+    by_all = Ranks.together().exchange(read.total)
+    stored = sum(map(stored_bytes, found.index.values()))
+    assert sum(by_all) == stored, "copies are read by one of their holders, shards by theirs"
+    assert max(by_all) < 0.8 * stored or len(by_all) == 1
     assert (wrong := differing(whole(state), expected[stage - 1])) == [], wrong
     assert [average.updates for average in state.averages.values()] == [1 + stage] * 2
     go_on(state, 1 + stage, 2 + stage)
