@@ -11,12 +11,16 @@ from functools import partial
 from typing import Any
 
 from ldm_core.backbones.diffusers_config import DiffusersConfig
+from ldm_core.files import join
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.model_directory import FORMAT
+from ldm_core.training.checkpoint_newest import newest
 from pipelines.backbones import declared_space
 from pipelines.commands import command
-from pipelines.denoiser_worker import denoiser_worker
+from pipelines.denoiser_network import fitting
+from pipelines.denoiser_worker import architecture, denoiser_worker
 from pipelines.diffusers_backbone import with_initial_sizes
+from pipelines.epoch_account import say_epoch
 from pipelines.lineage import tell_parents
 from pipelines.model_registry import register_model
 from pipelines.promotion import CHAMPION, Score, copy_beside, decide, save_champion
@@ -26,6 +30,7 @@ from pipelines.stage import (
     Context,
     Options,
     Record,
+    checkpoint_place,
     read_record,
     run_stage,
     say_verdict,
@@ -37,7 +42,7 @@ from pipelines.train_checks import check_autoencoder, check_training
 from pipelines.train_inputs import InitialModel, initial_model, input_digests, pinned
 from pipelines.train_plan import check_memory, plan_training
 from pipelines.train_plan_table import print_plan
-from pipelines.training_data import find_data
+from pipelines.training_data import TrainingData, find_data
 
 INITIAL_LOOK = "initial_look"  # in the summary: of the initial model's files
 
@@ -48,7 +53,8 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     Raises:
         UserError: no published version, one of another size, other encoders than the initial
             model's, or a transformer or layout that does not fit: see `check_training`; or there is
-            something to train, and the autoencoder that made the latents is gone or another one.
+            something to train, and the autoencoder that made the latents is gone or another one, or
+            a checkpoint is of another network or order.
     """
     asked, recipe = recipe, with_initial_sizes(recipe.located())
     store = LatentStore(recipe.product("latents"))
@@ -63,6 +69,7 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     section = recipe.train
     plan = check_training(recipe, version, mix)
     if options.dry_run:
+        say_epoch(recipe, version, mix)
         print_plan(plan, section, command(asked, "train"))
     check_memory(plan, section.heads)
     product = recipe.product("teacher")
@@ -80,7 +87,9 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
             f"{section.steps} steps of {section.batch_size}",
             flush=True,
         )
-        worker = partial(denoiser_worker, find_data(recipe, version, mix=mix))
+        data = find_data(recipe, version, mix=mix)
+        _check_checkpoint(context, data)
+        worker = partial(denoiser_worker, data)
         summary = fit(
             context,
             worker,
@@ -107,6 +116,18 @@ def train_denoiser(recipe: Recipe, options: Options) -> Record | None:
     if not up_to_date(product, stage_digest(sections, inputs), options):
         check_autoencoder(version)  # which it reads, perhaps out of a bucket
     return run_stage(recipe, "train", product, sections, inputs, work, options)
+
+
+def _check_checkpoint(context: Context, data: TrainingData) -> None:
+    """Refuse to go on from a checkpoint of another network or order, before any worker starts.
+
+    Its files are not read here: the workers do that between them.
+    """
+    section, seed = context.recipe.train, context.recipe.seed
+    place = join(*checkpoint_place(context.recipe, context.product, context.digest))
+    with data.reader(section, seed) as reader:
+        expected = architecture(fitting(section, reader, data.main), reader)
+    newest(place, expected, told=lambda _: None, hashes=False)
 
 
 def _known(product: str) -> dict[str, str]:

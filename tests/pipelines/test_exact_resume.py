@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -17,6 +18,8 @@ from test_train import DRIVER, checkpointed, history, training_workers, wait_for
 from tiny_runs import SIZE, encode_here, tiny_recipe
 
 from ldm_core.media.shapes import write_shapes
+from ldm_core.training.checkpoint_folder import MANIFEST, read_checkpoint, step_of
+from ldm_core.training.layout import Layout
 from pipelines.recipes.layout_section import LayoutSection
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import Workers
@@ -65,16 +68,25 @@ def curve(recipe: Recipe, record: Record, name: str = "loss") -> dict[int, float
 
 def test_ten_killed_workers_change_no_bit(recipe, undisturbed, tmp_path):
     mine, rng, killed = moved(recipe, tmp_path / "killed"), random.Random(0), []
+    gone: set[int] = set()
+
+    def new_group() -> list[Any]:
+        """All workers of a group that has begun since the last kill; nobody of it was there."""
+        found = training_workers()
+        whole = len(found) == mine.train.workers.count
+        return found if whole and gone.isdisjoint(each.pid for each in found) else []
 
     def kill_one_after_another() -> None:
         while len(killed) < KILLS:
+            wait_for(new_group)
             before = checkpointed(mine)
             wait_for(lambda before=before: checkpointed(mine) > before)
             time.sleep(rng.uniform(0, 0.5))
-            victims = training_workers()
-            if victims and checkpointed(mine) < STEPS - 2 * EVERY:
-                rng.choice(victims).send_signal(signal.SIGKILL)
-                killed.append(checkpointed(mine))
+            group = new_group()
+            assert checkpointed(mine) < STEPS - 2 * EVERY, f"too late, after {len(killed)} kills"
+            rng.choice(group).send_signal(signal.SIGKILL)
+            gone.update(each.pid for each in group)
+            killed.append(checkpointed(mine))
 
     killer = threading.Thread(target=kill_one_after_another, daemon=True)
     killer.start()
@@ -90,20 +102,31 @@ def test_ten_killed_workers_change_no_bit(recipe, undisturbed, tmp_path):
     assert sum(name.startswith("failure.") for name in causes) >= 1
 
 
-def laid_out(recipe: Recipe, workers: int, shard: int) -> Recipe:
+def laid_out(recipe: Recipe, workers: int, shard: int, context: int = 1) -> Recipe:
+    layout = LayoutSection(shard=shard, context=context)
     section = recipe.train.model_copy(
-        update={"workers": Workers(count=workers, cpus=0.4), "layout": LayoutSection(shard=shard)}
+        update={"workers": Workers(count=workers, cpus=0.4), "layout": layout}
     )
     return recipe.model_copy(update={"train": section})
 
 
+def written_by(recipe: Recipe) -> tuple[int, str]:
+    """How many workers wrote the newest checkpoint, and in which layout."""
+    manifests = Path(recipe.root, "checkpoints").glob(f"teacher-*/*/{MANIFEST}")
+    last = max(manifests, key=lambda path: step_of(path.parent.name))
+    manifest = read_checkpoint(str(last.parent)).manifest
+    return manifest.workers, manifest.layout
+
+
 def test_other_numbers_of_workers_and_layouts_read_the_same(recipe, undisturbed, tmp_path):
     mine = moved(recipe, tmp_path / "moved")
-    ways = [(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)]  # workers, shards: DDP, FSDP2, HSDP
-    for workers, shard in ways:
+    # workers, shards, context: one process, DDP, FSDP2, DDP, HSDP, tokens dealt out
+    ways = [(1, 1, 1), (2, 1, 1), (2, 2, 1), (3, 1, 1), (4, 2, 1), (2, 1, 2)]
+    for workers, shard, context in ways:
         before = checkpointed(mine)
+        arranged = laid_out(mine, workers, shard, context).model_dump_json()
         driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, laid_out(mine, workers, shard).model_dump_json()],
+            [sys.executable, "-c", DRIVER, arranged],
             env={
                 **os.environ,
                 "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
@@ -111,11 +134,12 @@ def test_other_numbers_of_workers_and_layouts_read_the_same(recipe, undisturbed,
             },
         )
         wait_for(lambda before=before: checkpointed(mine) > before + EVERY)
-        print(f"{workers} workers, {shard} shards, up to {checkpointed(mine)}")
-        assert checkpointed(mine) < STEPS
         driver.kill()
         driver.wait()
         wait_for(lambda: not training_workers())
+        print(f"{workers} workers, {shard} x {context}, up to {checkpointed(mine)}")
+        assert checkpointed(mine) < STEPS
+        assert written_by(mine) == (workers, str(Layout.filling(workers, shard, context)))
     record = train_denoiser(laid_out(mine, 1, 1), Options())
     assert curve(mine, record, "samples_checksum") == curve(recipe, undisturbed, "samples_checksum")
     losses, expected = history(mine, record.run_id, "loss"), curve(recipe, undisturbed)

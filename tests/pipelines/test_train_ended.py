@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tiny_runs import SIZE, encode_here, tiny_recipe, train_here
 
+from ldm_core.errors import UserError
 from ldm_core.media.shapes import write_shapes
 from ldm_core.model_directory import load_model
-from pipelines import denoiser_worker
+from ldm_core.training.checkpoint_newest import newest
+from ldm_core.training.checkpoint_tensors import read_tensors
+from pipelines import denoiser_worker, training_data
 from pipelines.model_registry import resolve_model
-from pipelines.stage import read_record
+from pipelines.stage import Options, read_record
+from pipelines.teacher_directory import save_teacher
 from pipelines.tracking import tracking_uri
 from pipelines.train_denoiser import train_denoiser
 from pipelines.validation import Validator
@@ -90,3 +96,50 @@ def test_training_registers_what_it_measured(project, capsys):
     place = resolve_model("models:/champions-teacher@champion", tracking_uri(recipe))
     assert load_model(place)[2] == good.summary["digest"]
     assert read_record(recipe.product("teacher")).summary["digest"] == bad.summary["digest"]
+
+
+def test_averaged_weights_are_the_model_and_are_judged_alike_at_any_step(project, monkeypatch):
+    """The pictures are of the same captions and noise, the loss of the same rows and noise."""
+    seen: list[dict[str, object]] = []
+
+    def show(self, weights, step):
+        if step == STEPS:
+            other = {name: weight + 0.1 for name, weight in weights.items()}
+            sheets = [shown(self, *each).sheet for each in ((weights, step), (weights, 9))]
+            losses = [self.loss(*each) for each in ((weights, step), (weights, 9))]
+            assert np.array_equal(*sheets)
+            assert losses[0] == losses[1]
+            assert not np.array_equal(shown(self, other, step).sheet, sheets[0])
+            assert self.loss(other, step) != losses[0]
+            seen.append(weights)
+        return shown(self, weights, step)
+
+    def save(job, *rest):
+        last = newest(job.checkpoints)
+        seen.extend(read_tensors(last, kind) for kind in ("average/model/", "model/"))
+        return save_teacher(job, *rest)
+
+    shown = Validator.show
+    monkeypatch.setattr(Validator, "show", show)
+    monkeypatch.setattr(denoiser_worker, "save_teacher", save)
+    recipe = project("averaged", steps=STEPS, sample_every=STEPS)
+    train_here(train_denoiser, recipe)
+    judged, average, raw = seen
+    model = load_model(recipe.product("teacher"))[0].state_dict()
+    assert judged.keys() == average.keys() == raw.keys() == model.keys()
+    for name, weight in average.items():
+        assert torch.equal(judged[name], weight)
+        assert torch.equal(model[name], weight)
+    assert any(not torch.equal(judged[name], weight) for name, weight in raw.items())
+
+
+def test_a_checkpoint_of_another_order_is_refused_before_workers_begin(project, monkeypatch):
+    recipe = project("reordered", steps=STEPS)
+    with monkeypatch.context() as broken:
+        broken.setattr(denoiser_worker, "save_teacher", lambda *_: 1 / 0)
+        with pytest.raises(Exception, match="division by zero"):
+            train_here(train_denoiser, recipe)
+    monkeypatch.setattr(training_data, "WINDOW_BYTES", 5000)  # as of another version of this code
+    monkeypatch.setattr("pipelines.train_denoiser.fit", lambda *_: pytest.fail("workers began"))
+    with pytest.raises(UserError, match=r"checkpoint of architecture .*\(order .* there"):
+        train_denoiser(recipe, Options())

@@ -203,11 +203,16 @@ def test_a_version_that_is_not_there(ldm, tmp_path):
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
 def test_stores_of_other_encoders_are_not_mixed(ldm, tmp_path, dry):
-    small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
+    first = small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
     other = small_store(tmp_path / "other", shape=(2, 8, 8))
     mix = json.dumps([{"uri": "other", "weight": 0.5}])
     words = (*WORDS, "--set", f"train.mix={mix}")
-    assert ldm("train", *words, "--dry-run").stdout.endswith("train: would run\n")
+    said = ldm("train", *words, "--dry-run").stdout
+    assert said.endswith("train: would run\n")
+    count = first.manifest.counts["samples"]
+    assert f"{count + count // 2} samples in" in said
+    assert "each as often as its store's weight says; 0 held out" in said
+    assert f"{count} samples in" in ldm("train", *WORDS, "--dry-run").stdout
     entry = other.manifest.autoencoder.model_copy(update={"digest": "b"})
     LatentStore(other.store.uri).publish(other.manifest.model_copy(update={"autoencoder": entry}))
     assert_mistake(ldm("train", *words, *dry), "autoencoder identity", "autoencoder b", "train.mix")
