@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from ldm_core.errors import UserError
 from pipelines.encode_media import Row
-from pipelines.encode_workers import parts_of
+from pipelines.encode_results import parts_of
 
 FIRST = 1000  # rows from which on their rejects are a sign of what is to come
 

@@ -19,10 +19,10 @@ from pipelines.encode_ceiling import Ceiling
 from pipelines.encode_media import Row, mirrored, only_part
 from pipelines.encode_on_ray import encode_shards, probe_files
 from pipelines.encode_plan import Item, Plan, as_they_lie
+from pipelines.encode_results import parts_of, reject_row, written
 from pipelines.encode_rounds import rounds
 from pipelines.encode_texts import TEXT_KEY, by_first_use, text_shards, texts_to_do
 from pipelines.encode_throughput import COMMIT, Throughput
-from pipelines.encode_workers import parts_of, reject_row, written
 from pipelines.progress import Progress
 from pipelines.recipes.sections import EncodeSection
 from pipelines.stage import Context

@@ -19,6 +19,7 @@ from ldm_core.errors import UserError
 from ldm_core.latents.schema import caption_digest
 from ldm_core.latents.store import LatentStore, parquet_bytes
 from ldm_core.media.buckets import Bucket
+from pipelines.encode_captions import EncodeTexts
 from pipelines.encode_changes import listed_parts, media_to_do, shard_limit, shards_of
 from pipelines.encode_foretold import Estimate
 from pipelines.encode_groups import (
@@ -28,10 +29,11 @@ from pipelines.encode_groups import (
     reads_to_encode,
     reads_to_look,
 )
-from pipelines.encode_media import decode_shard, probe_entries
+from pipelines.encode_media import Row, decode_shard, probe_entries
 from pipelines.encode_plan import Item, Plan
+from pipelines.encode_results import table_of
 from pipelines.encode_texts import missing_texts
-from pipelines.encode_workers import EncodeMedia, EncodeTexts, Row, table_of
+from pipelines.encode_workers import EncodeMedia
 from pipelines.recipes.sections import EncodeSection, Workers
 
 T = TypeVar("T")

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ldm_core.planning.accelerators import accelerator
 from pipelines.recipes.base import Section, TrainingSection
 from pipelines.recipes.layout_section import LayoutSection
 from pipelines.recipes.train_deciding import deciding_values
+from pipelines.recipes.train_refusals import check_together
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 BucketName = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*x[1-9]\d*$")]
@@ -172,138 +172,6 @@ class TrainSection(TrainingSection):
 
     @model_validator(mode="after")
     def _shares(self) -> "TrainSection":
-        """Every part of a batch has as many samples: their gradients are averaged as equals."""
-        lanes = self.lanes
-        if self.parts < lanes:
-            raise ValueError(
-                f"micro_batches {self.parts} are fewer than the {lanes} workers that are given "
-                f"samples of their own: try micro_batches {lanes}, or more layout.context"
-            )
-        if self.tokens is None and self.batch_size % self.parts:
-            counted = "workers.count" if self.parts == self.workers.count else "micro_batches"
-            near = math.ceil(self.batch_size / self.parts) * self.parts
-            raise ValueError(
-                f"batch_size {self.batch_size} does not divide among {counted} {self.parts}: try "
-                f"batch_size {near} or another {counted}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _adapters(self) -> "TrainSection":
-        """Refuse adapters on nothing, or in 8 bits."""
-        if self.lora_rank is None:
-            return self
-        if self.initial is None:
-            raise ValueError(
-                f"lora_rank {self.lora_rank} without initial: set initial to the model that the "
-                "adapters are for, or leave lora_rank out to train all weights"
-            )
-        if self.float8:
-            raise ValueError(
-                f"float8 with lora_rank {self.lora_rank}: float8 is of plain linear layers, which "
-                "adapted ones are not; leave one of them out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _eight_bits(self) -> "TrainSection":
-        """Refuse here what every worker would."""
-        if self.float8 and not self.workers.gpus:
-            raise ValueError(
-                "float8 is for GPUs of compute capability 8.9 or more, but workers.gpus is 0: set "
-                "workers.gpus=1, or leave float8 out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _elastic(self) -> "TrainSection":
-        """Refuse numbers of workers with which some would be given no samples."""
-        least, count, context = self.least_workers, self.workers.count, self.layout.context
-        if least is None:
-            return self
-        if least > count or least % context:
-            raise ValueError(
-                f"least_workers {least} of workers.count {count} at layout.context {context}: "
-                "choose a multiple of the context, at most the count"
-            )
-        most = max(n // self.layout.context_of(n) for n in range(least, count + 1))
-        if most > self.parts:
-            raise ValueError(
-                f"least_workers {least} of workers.count {count} at layout.context {context}: up "
-                f"to {most} workers, where the context does not divide their number, are given "
-                f"samples of their own, but a step has {self.parts} micro_batches: set "
-                f"micro_batches {most} or more, or least_workers {count}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _network(self) -> "TrainSection":
-        """Refuse what the backbone has no use for, rather than to leave it unheard: but the shape
-        of a network that has its own, as every recipe has one.
-        """
-        if self.backbone == "diffusers":
-            self._check_given()
-            return self
-        if self.heads % self.layout.context:
-            raise ValueError(
-                f"heads {self.heads} do not divide among layout.context {self.layout.context}: "
-                f"choose a divisor of {self.heads}"
-            )
-        plain = type(self).model_fields
-        others = {"dit": ("single_depth", "positions"), "mmdit": ("text_depth",)}
-        for name in others[self.backbone]:
-            if getattr(self, name) != plain[name].default:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} is of another backbone than "
-                    f"{self.backbone}: leave it at {plain[name].default}"
-                )
-        if self.positions == "fixed" and any(not name.endswith("x1") for name in self.buckets):
-            raise ValueError(
-                f"positions fixed are for pictures, but buckets are {', '.join(self.buckets)}: "
-                "choose positions rotary"
-            )
-        return self
-
-    def _check_given(self) -> None:
-        """What a transformer of diffusers needs, and what it cannot."""
-        if self.initial is None:
-            raise ValueError(
-                "backbone diffusers without initial: set initial to the folder of a diffusers "
-                "transformer, or choose backbone dit or mmdit"
-            )
-        if self.layout.context > 1:
-            raise ValueError(
-                f"layout.context {self.layout.context} with backbone diffusers, whose tokens "
-                "cannot be dealt out: set layout.context=1, and layout.shard for more room"
-            )
-
-    @model_validator(mode="after")
-    def _judged(self) -> "TrainSection":
-        for name, plain in (("patience", None), ("promote", "always")):
-            value = getattr(self, name)
-            if value != plain and not self.validation_samples:
-                raise ValueError(
-                    f"{name} {value} goes by the loss on held-out rows, but validation_samples is "
-                    f"0: set validation_samples, or leave {name} out"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _told_apart(self) -> "TrainSection":
-        """Averages go by their numbers in six digits."""
-        for field in ("ema_decays", "ema_lengths"):
-            named: dict[str, float] = {}
-            for value in getattr(self, field):
-                if (name := f"{value:g}") in named:
-                    raise ValueError(
-                        f"{field} {named[name]} and {value} are both called {name}: let them "
-                        "differ in their first six digits, or leave one out"
-                    )
-                named[name] = value
-        return self
-
-    @model_validator(mode="after")
-    def _known(self) -> "TrainSection":
-        if self.accelerator is not None:
-            accelerator(self.accelerator)
+        """Instead of the base's, whose shares are of workers and not of micro-batches."""
+        check_together(self)
         return self

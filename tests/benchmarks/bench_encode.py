@@ -21,26 +21,17 @@ default all of it takes three to four minutes on two cores.
 import argparse
 import io
 import json
-import multiprocessing
 import os
-import resource
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
+from bare_encoders import MAX_TOKENS, Bare, bare_beside, timed
 from diffusers import AutoencoderKL
 from PIL import Image, ImageFilter
+from watched_job import run_job
 
-from ldm_core.autoencoders.autoencoder import load_autoencoder
 from ldm_core.latents.codec import measured_embedding
 from ldm_core.latents.store import LatentStore
 from ldm_core.media.decode import decode_image
@@ -53,8 +44,7 @@ from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection, EncodeSection, TextSection, Workers
 
-SIZE, MAX_TOKENS = 256, 128
-BATCHES = (1, 2, 4, 8, 16)
+SIZE = 256
 WORDS = ("a", "red", "old", "house", "by", "the", "sea", "with", "two", "dogs", "and", "clouds")
 
 
@@ -100,140 +90,11 @@ def recipe_of(root: Path, workers: int, precision: str) -> Recipe:
     )
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of this process."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - wall, time.process_time() - cpu
-
-
 def predict(recipe: Recipe) -> Estimate | None:
     """What a dry run tells, measured on as few of the pictures."""
     recipe = recipe.located()
     plan = make_plan(recipe, describe_autoencoder(recipe))
     return estimate(plan, LatentStore(plan.job.store), recipe.encode, MEASURED)
-
-
-def run_job(recipe: Recipe) -> tuple[float, float]:
-    """Wall-clock seconds of the command, CPU seconds of it and everything it starts."""
-    script = (
-        "import sys; from pipelines.encode_latents import encode; "
-        "from pipelines.recipes.schema import Recipe; from pipelines.stage import Options; "
-        "encode(Recipe.model_validate_json(sys.argv[1]), Options())"
-    )
-    start, used, names, done = time.perf_counter(), {}, {}, threading.Event()
-    before = _buried()
-    job = subprocess.Popen([sys.executable, "-c", script, recipe.model_dump_json()])
-
-    def watch() -> None:
-        root = psutil.Process(job.pid)
-        while not done.wait(0.1):
-            for process in [root, *_children(root)]:
-                used[process.pid] = max(used.get(process.pid, 0.0), _cpu(process))
-                names[process.pid] = _name(process, job.pid) or names.get(process.pid, "")
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = job.wait()
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    assert code == 0, f"the job ended with {code}"
-    by_name: Counter[str] = Counter()
-    for pid, cpu in used.items():
-        by_name[names[pid]] += cpu
-    told = ", ".join(f"{name} {cpu:.0f}" for name, cpu in by_name.most_common())
-    print(f"CPU seconds of the job's processes: {told}", flush=True)
-    # what the watcher saw last lacks a process's last moments; what the kernel counts lacks those
-    # that outlive their parents, as Ray's do
-    return seconds, max(sum(used.values()), _buried() - before)
-
-
-def _buried() -> float:
-    """CPU seconds of this process's children that have ended, and of theirs."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _children(root: psutil.Process) -> list[psutil.Process]:
-    try:
-        return root.children(recursive=True)
-    except psutil.Error:
-        return []
-
-
-def _name(process: psutil.Process, driver: int) -> str:
-    """What a process is for; a worker is told by what it did last."""
-    if process.pid == driver:
-        return "the command"
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        return ""
-    kinds = {"guarded_child": "decoding", "MapWorker": "encoding", "ray::IDLE": "idle workers"}
-    return next((kind for part, kind in kinds.items() if part in " ".join(words)), "Ray's own")
-
-
-def _cpu(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-        return times.user + times.system
-    except psutil.Error:
-        return 0.0
-
-
-class Bare:
-    """The encoders alone, on tensors that are ready."""
-
-    def __init__(self, recipe: Recipe, captions: list[str], pixels: torch.Tensor) -> None:
-        dtype = torch.bfloat16 if recipe.encode.precision == "bf16" else torch.float32
-        uri = recipe.autoencoder_uri
-        self.autoencoder = load_autoencoder(uri, channels_last=True, dtype=dtype)
-        self.texts = [load_t5(recipe.t5_uri, MAX_TOKENS), load_clip(recipe.clip_uri, MAX_TOKENS)]
-        self.captions, self.pixels = captions, pixels
-
-    def work(self, batch: int, count: int) -> None:
-        for start in range(0, count, batch):
-            self.autoencoder.encode(self.pixels[start : start + batch])
-            for encoder in self.texts:
-                encoder.encode(self.captions[start : start + batch])
-
-    def best(self, threads: int, clock: int) -> tuple[int, float]:
-        """The best batch size, and its seconds a picture by one of the clocks of `timed`."""
-        torch.set_num_threads(threads)
-        self.work(2, 2)
-        tried = {b: timed(lambda b=b: self.work(b, BATCHES[-1]))[clock] for b in BATCHES}
-        batch = min(tried, key=lambda one: tried[one])
-        print(f"bare, {threads} threads: best batch {batch} of {list(tried)}", flush=True)
-        count = len(self.pixels)
-        return batch, timed(lambda: self.work(batch, count))[clock] / count
-
-
-def bare_beside(
-    recipe: Recipe, captions: list[str], pixels: torch.Tensor, batch: int, workers: int
-) -> float:
-    """CPU seconds a picture of the encoders in as many processes at once as the job has workers,
-    one thread each: busy cores share caches and memory, and slow each other."""
-    context = multiprocessing.get_context("spawn")
-    told = (recipe, captions, pixels.numpy(), batch)
-    with ProcessPoolExecutor(workers, context, _gather, (context.Barrier(workers),)) as pool:
-        tasks = [pool.submit(_beside, *told) for _ in range(workers)]
-        return sum(task.result() for task in tasks) / workers
-
-
-_GATHERED: list = []  # the barrier at which this process waits for the others
-
-
-def _gather(barrier: object) -> None:
-    _GATHERED.append(barrier)
-
-
-def _beside(recipe: Recipe, captions: list[str], pixels: np.ndarray, batch: int) -> float:
-    torch.set_num_threads(1)
-    encoders = Bare(recipe, captions, torch.from_numpy(pixels))
-    encoders.work(batch, batch)
-    _GATHERED[0].wait(timeout=300)  # so that a process that failed is told, and not waited for
-    return timed(lambda: encoders.work(batch, len(pixels)))[1] / len(pixels)
 
 
 def decoding(folder: Path, count: int) -> float:

@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_reader import MIB, make_store, rate, stream
 from diffusers import PixArtTransformer2DModel
+from reader_runs import MIB, make_store, rate, stream
 from torch.utils.data import DataLoader, Dataset
 
 from ldm_core.latents.store import StoreVersion

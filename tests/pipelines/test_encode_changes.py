@@ -19,10 +19,11 @@ from ldm_core.latents.lock import locked
 from ldm_core.latents.store import LatentStore, StoreVersion
 from ldm_core.latents.verify import verify
 from pipelines import encode_latents
+from pipelines.encode_captions import EncodeTexts
 from pipelines.encode_latents import _check_tables, encode
 from pipelines.encode_plan import describe_autoencoder, make_plan
 from pipelines.encode_texts import text_shards
-from pipelines.encode_workers import EncodeMedia, EncodeTexts
+from pipelines.encode_workers import EncodeMedia
 from pipelines.recipes.schema import Recipe
 from pipelines.recipes.sections import AutoencoderSection
 from pipelines.stage import Options

@@ -23,7 +23,8 @@ from ldm_core.media.parts import ClipRule
 from pipelines import encode_files, encode_workers
 from pipelines.encode_media import decode_shard, probe_entries
 from pipelines.encode_plan import Job
-from pipelines.encode_workers import EncodeMedia, parts_of
+from pipelines.encode_results import parts_of
+from pipelines.encode_workers import EncodeMedia
 from pipelines.recipes.sections import Workers
 
 

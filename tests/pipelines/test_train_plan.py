@@ -1,28 +1,19 @@
 """What `ldm train --dry-run` tells, and what is refused before any worker starts."""
 
-import json
 import re
-from contextlib import nullcontext
 
 import pytest
 import torch
-from bucket_store import bucket_store
 from command_line import assert_mistake, files_under
-from small_store import small_store
-from tiny_project import model_config, random_network, tiny_project
 
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
-from ldm_core.latents.store import LatentStore
-from ldm_core.model_directory import Reference, save_model
 from ldm_core.planning.memory import memory_of
 from ldm_core.planning.search import fits
-from pipelines.backbones import declared_space, new_backbone, stored_space
+from pipelines.backbones import declared_space, new_backbone
 from pipelines.encode_plan import encode_job
 from pipelines.recipe_options import Arguments
 from pipelines.recipes import RECIPES
-from pipelines.train_checks import check_training
-from pipelines.train_initial import check_initial
 from pipelines.train_plan import check_memory, plan_training
 
 PUBLISHED = {  # parameters, tokens of the published model's size
@@ -177,195 +168,6 @@ def test_the_remedy_that_is_named_is_one(ldm):
     assert fits(plan.step, plan.on)
     said = float(re.search(r"([\d.]+) GiB with", refused)[1])
     assert memory_of(plan.step).total / 2**30 == pytest.approx(said, abs=0.06)
-
-
-def tiny(*words: str):
-    return Arguments("image-tiny", root="run", overrides=("size=8", *words)).resolve()
-
-
-def test_a_store_says_what_it_holds(tmp_path):
-    version = small_store(tmp_path / "latents", shape=(2, 8, 8))
-    space = stored_space(version)
-    assert (dict(space.latents), space.text_width) == ({"8x8x1": (2, 8, 8)}, 5)
-    plan = plan_training(tiny(), space)
-    assert (plan.backbone.in_channels, plan.backbone.text_width) == (2, 5)
-    assert plan.step.samples[0].tokens == 16
-
-
-WORDS = ("image-tiny", "--root", "run", "--set", "size=8")
-
-
-def test_a_version_that_is_not_there(ldm, tmp_path):
-    small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
-    result = ldm("train", *WORDS, "--set", "train.store_version=7", "--dry-run")
-    assert_mistake(result, "no version 7", "[1]")
-
-
-@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-def test_stores_of_other_encoders_are_not_mixed(ldm, tmp_path, dry):
-    first = small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
-    other = small_store(tmp_path / "other", shape=(2, 8, 8))
-    mix = json.dumps([{"uri": "other", "weight": 0.5}])
-    words = (*WORDS, "--set", f"train.mix={mix}")
-    said = ldm("train", *words, "--dry-run").stdout
-    assert said.endswith("train: would run\n")
-    count = first.manifest.counts["samples"]
-    assert f"{count + count // 2} samples in" in said
-    assert "each as often as its store's weight says; 0 held out" in said
-    assert f"{count} samples in" in ldm("train", *WORDS, "--dry-run").stdout
-    entry = other.manifest.autoencoder.model_copy(update={"digest": "b"})
-    LatentStore(other.store.uri).publish(other.manifest.model_copy(update={"autoencoder": entry}))
-    assert_mistake(ldm("train", *words, *dry), "autoencoder identity", "autoencoder b", "train.mix")
-    earlier = json.dumps([{"uri": "other", "version": 3}])
-    assert_mistake(ldm("train", *WORDS, "--set", f"train.mix={earlier}", *dry), "no version 3")
-
-
-def initial_model(root, version, **changes) -> str:
-    """A model directory that goes with the store."""
-    tiny_project(root)
-    texts = {
-        entry.name: Reference(uri=entry.uri, digest=entry.digest)
-        for entry in version.manifest.texts
-    }
-    entry = version.manifest.autoencoder
-    config = model_config(texts, autoencoder=Reference(uri=entry.uri, digest=entry.digest))
-    backbone = plan_training(tiny(), stored_space(version)).backbone
-    config = config.model_copy(update={"backbone": backbone, **changes})
-    save_model(f"{root}/initial", config, random_network(config.backbone).state_dict(), "")
-    return f"{root}/initial"
-
-
-def test_a_model_to_start_from(ldm, tmp_path):
-    version = small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
-    at = initial_model(tmp_path / "p", version)
-    good = (*WORDS, "--set", f"train.initial={at}", "--dry-run")
-    assert ldm("train", *good).stdout.endswith("train: would run\n")
-    wider = ldm("train", *good, "--set", "train.width=64")
-    assert_mistake(wider, "train.initial", "width 32 and not 64")
-    kind = ldm("train", *good, "--set", "train.backbone=mmdit")
-    assert_mistake(kind, "is a DiT where the recipe says MMDiT")
-    other = Reference(uri="identity", digest="0123")
-    at = initial_model(tmp_path / "q", version, autoencoder=other)
-    result = ldm("train", *WORDS, "--set", f"train.initial={at}", "--dry-run")
-    assert_mistake(result, "trained with autoencoder 0123", "the store's is identity")
-    gone = ldm("train", *WORDS, "--set", "train.initial=nowhere", "--dry-run")
-    assert_mistake(gone, "no model at", "nowhere")
-
-
-def test_a_diffusers_transformer_of_other_channels(ldm, tmp_path):
-    small_store(tmp_path / "run" / "latents", shape=(2, 8, 8))
-    (tmp_path / "sd3").mkdir()
-    config = {"_class_name": "SD3Transformer2DModel", "in_channels": 16}
-    (tmp_path / "sd3" / "config.json").write_text(json.dumps(config))
-    result = ldm("train", *WORDS, "--set", "train.initial=sd3", "--dry-run")
-    assert_mistake(result, "latents of 16 channels", "have 2")
-
-
-SD3 = {
-    "_class_name": "SD3Transformer2DModel", "in_channels": 2, "patch_size": 2, "num_layers": 2,
-    "num_attention_heads": 2, "attention_head_dim": 16, "joint_attention_dim": 5,
-    "pooled_projection_dim": 3, "qk_norm": "rms_norm",
-}  # fmt: skip
-FLUX = {
-    "_class_name": "FluxTransformer2DModel", "in_channels": 8, "num_layers": 2,
-    "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16,
-    "joint_attention_dim": 5, "pooled_projection_dim": 3, "axes_dims_rope": [4, 6, 6],
-    "guidance_embeds": False,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("written", "named"),
-    [
-        (SD3, None),
-        (SD3 | {"num_layers": 3}, "depth 3 and not 2"),
-        (SD3 | {"attention_head_dim": 32}, "width 64 and not 32"),
-        (SD3 | {"qk_norm": None}, "qk_norm False and not True"),
-        (SD3 | {"joint_attention_dim": 7}, "text_width 7 and not 5"),
-        (SD3 | {"dual_attention_layers": [0]}, "dual_attention_layers"),
-        (FLUX, "single_depth 1 and not 0"),
-        (FLUX | {"guidance_embeds": True}, "guidance_embeds True"),
-        ({"_class_name": "DiTTransformer2DModel", "in_channels": 2}, "begins with one of SD3"),
-    ],
-)
-def test_a_diffusers_transformer_of_another_architecture(tmp_path, written, named):
-    version = small_store(tmp_path / "latents", shape=(2, 8, 8))
-    (tmp_path / "config.json").write_text(json.dumps(written))
-    words = ("backbone=mmdit", "positions=fixed", "width=32", "depth=2", "heads=2")
-    backbone = plan_training(tiny(*(f"train.{w}" for w in words)), stored_space(version)).backbone
-    with nullcontext() if named is None else pytest.raises(UserError, match=named):
-        check_initial(str(tmp_path), version.manifest, backbone)
-    if named is None:
-        flux = plan_training(
-            tiny(*(f"train.{w}" for w in (words[0], *words[2:], "single_depth=1"))),
-            stored_space(version),
-        ).backbone
-        (tmp_path / "config.json").write_text(json.dumps(FLUX))
-        check_initial(str(tmp_path), version.manifest, flux)
-        (tmp_path / "config.json").write_text(json.dumps(SD3 | {"num_layers": 2}))
-        with pytest.raises(UserError, match="single_depth 0 and not 1"):
-            check_initial(str(tmp_path), version.manifest, flux)
-        dit = plan_training(tiny(), stored_space(version)).backbone
-        with pytest.raises(UserError, match="is a MMDiT where the recipe says DiT"):
-            check_initial(str(tmp_path), version.manifest, dit)
-
-
-def test_tokens_that_cannot_be_dealt_out(tmp_path):
-    shapes = {"8x8x1": (2, 8, 8), "6x6x1": (2, 6, 6)}
-    version = bucket_store(tmp_path / "s", {"8x8x1": 3, "6x6x1": 2}, shapes=shapes)
-    words = ("train.heads=2", "train.workers.count=2", "train.layout.context=2")
-    with pytest.raises(UserError, match=r"layout.context 2: 9 of 6x6x1; set train.layout.context"):
-        plan_training(tiny(*words), stored_space(version))
-    assert plan_training(tiny(*words[:2]), stored_space(version)).step.samples[1].tokens == 9
-
-
-class TestMixes:
-    """Of stores: the recipe's own one has pictures of 8 x 8 x 2 channels."""
-
-    @pytest.fixture
-    def own(self, tmp_path):
-        return bucket_store(tmp_path / "own", {"8x8x1": 4}, shapes={"8x8x1": (2, 8, 8)})
-
-    def check(self, own, *others, words=()):
-        mix = json.dumps([{"uri": other.store.uri} for other in others])
-        return check_training(tiny(f"train.mix={mix}", *words), own, others)
-
-    def test_the_plan_has_the_buckets_of_all(self, own, tmp_path):
-        shapes = {"8x8x1": (2, 8, 8), "8x16x1": (2, 8, 16)}
-        other = bucket_store(tmp_path / "o", {"8x8x1": 2, "8x16x1": 9}, shapes=shapes)
-        plan = self.check(own, other)
-        assert [(s.bucket, s.tokens) for s in plan.step.samples] == [("8x8x1", 16), ("8x16x1", 32)]
-
-    def test_a_bucket_of_another_shape(self, own, tmp_path):
-        other = bucket_store(tmp_path / "o", {"8x8x1": 2}, shapes={"8x8x1": (2, 4, 4)})
-        with pytest.raises(UserError, match=r"latents of 8x8x1 are \(2, 4, 4\).*train.mix"):
-            self.check(own, other)
-
-    def test_a_patch_that_does_not_divide(self, own, tmp_path):
-        other = bucket_store(tmp_path / "o", {"8x9x1": 2}, shapes={"8x9x1": (2, 8, 9)})
-        with pytest.raises(UserError, match=r"train: a latent of 8 x 9"):
-            self.check(own, other)
-
-    @pytest.mark.parametrize(
-        ("words", "remedy"),
-        [
-            ((), "name them in train.buckets"),
-            (("train.backbone=mmdit", "train.positions=fixed"), "train.positions=rotary"),
-        ],
-    )
-    def test_videos_for_a_network_of_pictures(self, own, tmp_path, words, remedy):
-        other = bucket_store(tmp_path / "o", {"8x8x5": 2}, shapes={"8x8x5": (2, 2, 8, 8)})
-        with pytest.raises(UserError, match=f"videos of 8x8x5.*{remedy}"):
-            self.check(own, other, words=words)
-        named = ("train.buckets=[8x8x1,8x8x5]", "autoencoder.temporal_downsampling=4")
-        if not words:
-            assert self.check(own, other, words=named).backbone.frame_pairs
-
-    def test_a_store_named_twice(self, own, tmp_path):
-        other = bucket_store(tmp_path / "o", {"8x8x1": 2}, shapes={"8x8x1": (2, 8, 8)})
-        for twice in ((other, other), (own,)):
-            with pytest.raises(UserError, match="is named twice"):
-                self.check(own, *twice)
 
 
 def test_no_accelerator_no_refusal():

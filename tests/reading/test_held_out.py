@@ -3,7 +3,7 @@ import pytest
 import torch
 from bucket_store import CLIP_OF_5, SHAPES, SQUARE, WIDE, add, add_files, bucket_store, publish
 from small_store import sample_row
-from test_stream import COUNTS, TOTAL, epoch_ids, ids_of, tokens
+from small_streams import COUNTS, TOTAL, epoch_ids, ids_of, tokens
 
 from ldm_core.errors import UserError
 from ldm_core.latents.compact import compact

@@ -6,19 +6,15 @@ from child_processes import PROCESSES
 from made_once import made_once
 from muon_steps import SHAPES, normal, weights_of
 from muon_steps import train as muon_train
-from parallel_runs import (
+from parallel_runs import BATCH, STEPS, alone, train, video_dit
+from parallel_workers import (
     BAD,
-    BATCH,
     COMPILED,
     ON_FOUR,
     ON_TWO,
     SNAPSHOT_SHARES,
-    STEPS,
-    alone,
     be_one_of,
     be_one_of_two_that_compile,
-    train,
-    video_dit,
 )
 
 from ldm_core.backbones.context import Context
