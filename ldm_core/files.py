@@ -4,12 +4,13 @@ S3 endpoint and keys come from the usual `AWS_*` variables (AWS_ENDPOINT_URL, AW
 AWS_SECRET_ACCESS_KEY, AWS_REGION).
 """
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,24 @@ def reach(uri: str, patience_s: float = 5.0) -> None:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder is there.
+
+    Raises:
+        OSError: the storage cannot say, which fsspec takes for a no on a local path: a network file
+            system that fails for a moment would make a finished training one that never was.
+    """
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    if is_remote(uri):
+        return bool(fs.exists(path))
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # what was asked is no path
+            return False
+        raise
+    return True
 
 
 def read_bytes(uri: str) -> bytes:
@@ -104,15 +120,35 @@ def write_json(uri: str, value: Any) -> None:
 def remove(uri: str) -> None:
     """Remove a file or a whole folder; nothing there is fine."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
+    if exists(uri):
         fs.rm(path, recursive=True)
 
 
 def file_sizes(folder: str) -> dict[str, int]:
-    """Bytes of every file under the folder, by URI, from one listing."""
+    """Bytes of every file under the folder, by URI, from one listing.
+
+    Raises:
+        OSError: a part of it cannot be listed; half a listing would be taken for a whole.
+    """
     fs, root = filesystem(folder)
-    found = fs.find(root, detail=True)
-    return {fs.unstrip_protocol(path): int(info["size"]) for path, info in found.items()}
+    if is_remote(folder):
+        found = fs.find(root, detail=True)
+        return {fs.unstrip_protocol(path): int(info["size"]) for path, info in found.items()}
+    return {fs.unstrip_protocol(path): size for path, size in _local_sizes(root)}
+
+
+def _local_sizes(root: str) -> Iterator[tuple[str, int]]:
+    """Without fsspec, whose `find` leaves out what it cannot list."""
+
+    def failed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for folder, _, names in os.walk(root, onerror=failed):
+        for name in names:
+            path = os.path.join(folder, name)
+            with suppress(FileNotFoundError):  # it went meanwhile
+                yield path, os.stat(path).st_size
 
 
 def upload_folder(local: str | Path, uri: str) -> None:

@@ -123,10 +123,10 @@ class DenoiserTraining:
         pictures.
         """
         first = self.resuming.restore(self.ending.has_lacking)
-        self.snapshots.begin(first)
         self.ending.go_on_from(first)
         if first and self.ending.comes_at(first):
             self.last = first
+        self.snapshots.begin(first, self.last)
         if first:
             self.look(first)
         return first
@@ -232,7 +232,7 @@ class DenoiserTraining:
         """The first worker writes the model and tells of it; then what is under way is waited
         for."""
         self.resuming.wait()
-        self.snapshots.wait()
+        self.snapshots.wait(self.last)
         weights, adapters = model_weights(
             self.section, self.network, self.averages, self.first_worker
         )

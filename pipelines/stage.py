@@ -5,12 +5,14 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 from ldm_core.files import exists, filesystem, join, read_json, remove, write_json
+from ldm_core.latents.lock import StoreLock, locked
 from pipelines.credentials import masked
 from pipelines.progress import Progress
 from pipelines.ray_address import check_cluster
@@ -133,6 +135,14 @@ def _tell_others(recipe: Recipe, stage: str, product: str, digest: str) -> None:
         )
 
 
+def _alone(recipe: Recipe, product: str) -> AbstractContextManager[StoreLock]:
+    """Two commands that make the same product would take each other's checkpoints away.
+
+    One that is started again elsewhere, as its machine was lost, waits until that is known.
+    """
+    return locked(join(recipe.root, ".running", product.rsplit("/", 1)[-1]), wait=True)
+
+
 def run_stage(
     recipe: Recipe,
     stage: str,
@@ -161,7 +171,8 @@ def run_stage(
         options: verbose, force, dry run.
 
     Raises:
-        UserError: raised by `work`, or there is work and nothing answers at RAY_ADDRESS.
+        UserError: raised by `work`; or there is work, and nothing answers at RAY_ADDRESS, or
+            another command makes the same product.
     """
     digest = stage_digest(sections, inputs)
     record = read_record(product)
@@ -170,15 +181,16 @@ def run_stage(
         say_verdict(stage, "is up to date (--force makes it again)" if fresh else "would run")
         return record if fresh else None
     checkpoints = join(*checkpoint_place(recipe, product, digest))
-    if fresh or options.force:
-        remove(checkpoints)  # a kill between record and removal left them, or they are not wanted
     if fresh:
+        remove(checkpoints)  # a kill between record and removal left them
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
-    _tell_others(recipe, stage, product, digest)
     check_cluster()  # now: a run that is opened for nothing stays as a failed one
     start = time.monotonic()
-    with track(recipe, stage, digest, product) as run:
+    with _alone(recipe, product), track(recipe, stage, digest, product) as run:
+        if options.force:
+            remove(checkpoints)
+        _tell_others(recipe, stage, product, digest)
         if record is not None and record.digest == digest:
             forget_record(product)  # made again by force: a kill is gone on from without it
         run.tags({f"input.{name}": value for name, value in inputs.items()})

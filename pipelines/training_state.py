@@ -12,7 +12,7 @@ import ray
 import ray.train
 
 from ldm_core.files import remove
-from ldm_core.training.checkpoint_folder import Checkpoint
+from ldm_core.training.checkpoint_folder import MANIFEST, Checkpoint, listing, step_of
 from ldm_core.training.checkpoint_patience import patiently
 from ldm_core.training.checkpoint_ranks import Ranks
 from ldm_core.training.checkpoint_retention import Retention, remove_checkpoint
@@ -150,21 +150,40 @@ class Snapshots:
             ranks=Ranks.together() if self.powers else Ranks(),
             retention=Retention(last=None),
             told=_tell,
-            failed=_Forgiving(job.run, "failed_snapshots"),
+            failed=self._failed,
         )
+        self._forgiving = _Forgiving(job.run, "failed_snapshots")
+        self._lost = -1
 
-    def begin(self, first: int) -> None:
-        """Training begins after `first` steps. Snapshots of another run that began anew under the
-        same settings, by force, are none of its own.
+    def begin(self, first: int, last: int) -> None:
+        """Training begins after `first` of `last` steps. Snapshots of another run that began anew
+        under the same settings, by force, are none of its own; one of the first step itself may
+        have been lost with the workers that had saved their checkpoint.
         """
-        if self.powers and not first and self.checkpoints.ranks.rank == 0:
-            patiently(lambda: remove(self.checkpoints.root))
+        ranks = self.checkpoints.ranks
+        if not self.powers:
+            return
+        if not first:
+            ranks.first(lambda: patiently(lambda: remove(self.checkpoints.root)))
+        elif not ranks.first(lambda: self._has(first)):
+            self.keep(first, last)
 
     def keep(self, done: int, last: int) -> None:
         """Keep the averages after `done` of `last` steps, if it is time to and there are some."""
         if self.powers and due(done, self.every, last):
             self.checkpoints.save(done, *snapshot(self.powers))
 
-    def wait(self) -> None:
-        """Until what was saved last is written."""
+    def wait(self, last: int) -> None:
+        """Until what was saved last is written; that of the last step is tried once more."""
         self.checkpoints.wait()
+        if self._lost == last:
+            self.keep(last, last)
+            self.checkpoints.wait()
+
+    def _has(self, step: int) -> bool:
+        found = patiently(lambda: listing(self.checkpoints.root))
+        return any(step_of(folder) == step and MANIFEST in found[folder] for folder in found)
+
+    def _failed(self, failure: SaveFailed) -> None:
+        self._lost = failure.step
+        self._forgiving(failure)

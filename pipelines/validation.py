@@ -7,7 +7,8 @@ of them, so that no loss waits for the tracking server.
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from ldm_core.reading.stream import StreamReader
 from ldm_core.samplers.euler import sample_euler
 from ldm_core.training.draws import draw
 from ldm_core.training.loss_by_time import HeldOut, validation_loss
+from ldm_core.training.step import autocast, compute_dtype
 from pipelines.backbones import BackboneConfig, new_backbone
 from pipelines.ray_training import CAUSE_LENGTH, Job
 from pipelines.tracking import Run
@@ -43,7 +45,8 @@ from pipelines.training_data import tokens_of
 MOST_WAITING = 2  # sets of weights; with more, the next is left out
 MOST_TRIES = 3  # at a loss that is needed
 ROOM_S = 10.0  # between tries to find room for weights: no worker waits for long in silence
-LAST_S = 600  # that the end of a training waits for what is not judged yet
+LAST_S = 600.0  # that the end of a training waits for what is not judged yet
+NEEDED_S = 6 * 3600.0  # and for the loss of the model itself
 VALIDATION_LOSS = "validation_loss"
 
 
@@ -112,7 +115,8 @@ class Validator:
     def loss(self, weights: dict[str, Tensor], step: int) -> dict[str, float]:
         """Of weights after `step` steps on the held-out rows: the mean, and by time."""
         self.network.load_state_dict(weights)
-        found = validation_loss(self.network, self._rows(), self.job.recipe.seed)
+        with self._autocast():
+            found = validation_loss(self.network, self._rows(), self.job.recipe.seed)
         mean = found.pop("mean")
         by_time = {f"{VALIDATION_LOSS}/{bin}": value for bin, value in found.items()}
         return {VALIDATION_LOSS: mean, **by_time}
@@ -127,7 +131,8 @@ class Validator:
         denoiser = Denoiser(self.network, FlowProcess(), Prediction.VELOCITY)
         guided = ClassifierFreeGuidance(denoiser, section.guidance, self.scene.null.to(device))
         grid = linear_grid(section.sample_steps).to(device)
-        x0 = sample_euler(guided, eps, grid, batch.condition.to(device)).cpu()
+        with self._autocast():
+            x0 = sample_euler(guided, eps, grid, batch.condition.to(device)).float().cpu()
         view = (-1, *(1 for _ in shape[1:]))
         mean, std = (
             torch.tensor(each).view(view)
@@ -136,6 +141,10 @@ class Validator:
         pixels = self._autoencoder.decode(x0 * std + mean).cpu()
         pictures = to_image(pixels if pixels.ndim == 4 else pixels[:, :, pixels.shape[2] // 2])
         return Pictures(grid_image(pictures), batch.captions)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        """As it is trained: float32 would take ten times as long on a GPU."""
+        return autocast(self.device, compute_dtype(self.device, self.job.recipe.precision))
 
     def _rows(self) -> Iterator[HeldOut]:
         scene = self.scene
@@ -249,12 +258,27 @@ class Judged:
                 self._tell(asked.step, found)
 
     def wait(self) -> None:
-        """Until all that was handed over is judged, or for ten minutes."""
-        end = time.monotonic() + LAST_S
-        while self._waiting and (left := end - time.monotonic()) > 0:
-            self.collect(left)
+        """Until all that was handed over is judged: for ten minutes, or hours where the model's own
+        loss is not known yet.
+        """
+        begin = time.monotonic()
+        self._wait(lambda: bool(self._waiting))
+        while self._needs() and time.monotonic() - begin < NEEDED_S:
+            self.job.warn("waiting for the validation loss of the model that was trained")
+            self._wait(self._needs)
         if self._waiting:
-            self.job.warn(f"{len(self._waiting)} validations were not done in {LAST_S} s")
+            self.job.warn(f"{len(self._waiting)} validations were not done and are given up")
+
+    def _needs(self) -> bool:
+        return any(asked.needed for asked in self._waiting.values())
+
+    def _wait(self, more: Callable[[], bool]) -> None:
+        """For ten minutes at most, while there is `more` to wait for."""
+        end = time.monotonic() + LAST_S
+        while more():
+            self.collect(max(0.0, end - time.monotonic()))
+            if time.monotonic() >= end:
+                return
 
     def _put(self, weights: dict[str, Tensor], step: int, needed: bool) -> Any:
         """Where weights lie; None if nowhere, as the object store and its disk may be full."""

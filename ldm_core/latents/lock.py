@@ -28,6 +28,7 @@ from ldm_core.latents.commit import put_if_absent
 
 EXPIRY_S = 120.0
 RENEWAL_S = 20.0
+LOOK_S = 5.0  # between looks at a lock whose owner may be dead
 _LOOKS = 5  # at a lock that others take and give back meanwhile
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,23 @@ class Owner:
             return True
         began = _started(self.pid)
         return _hidden(self.pid) if began is None else began == self.started
+
+
+class LockHeld(UserError):
+    """Another job holds the lock.
+
+    Attributes:
+        owner: of the lock.
+    """
+
+    def __init__(self, uri: str, owner: Owner) -> None:
+        now = time.time()
+        self.owner = owner
+        super().__init__(
+            f"{uri} is being written by process {owner.pid} on {owner.host} for "
+            f"{now - owner.since:.0f} s (renewed {now - owner.renewed:.0f} s ago): wait until it "
+            f"ends, or end it; a lock that is not renewed for {EXPIRY_S:.0f} s is taken over"
+        )
 
 
 class StoreLock:
@@ -118,17 +136,42 @@ class StoreLock:
 
 
 @contextmanager
-def locked(uri: str) -> Iterator[StoreLock]:
+def locked(uri: str, wait: bool = False) -> Iterator[StoreLock]:
     """Hold the store's lock.
 
+    Args:
+        uri: of the store.
+        wait: for a sign that an owner on another machine lives, rather than believe its last one.
+
     Raises:
-        UserError: another job holds it; names the owner and the lock's age.
+        LockHeld: another job holds it; names the owner and the lock's age.
     """
-    lock = take(uri)
+    lock = take_over(uri) if wait else take(uri)
     try:
         yield lock
     finally:
         lock.release()
+
+
+def take_over(uri: str) -> StoreLock:
+    """Take a lock as `take`, also where its owner may just have died on another machine: as long as
+    nothing is heard of that one, wait until its lock has expired.
+
+    Raises:
+        UserError: it lives.
+    """
+    last: Owner | None = None
+    while True:
+        try:
+            return take(uri)
+        except LockHeld as held:
+            heard_of = last is not None and held.owner != last
+            if heard_of or held.owner.machine == _machine():
+                raise
+            if last is None:
+                _log.warning("%s; waiting for a sign that it lives", held)
+            last = held.owner
+        time.sleep(LOOK_S)
 
 
 def take(uri: str) -> StoreLock:
@@ -141,7 +184,7 @@ def take(uri: str) -> StoreLock:
         if newest and holder is None:
             continue  # a successor has come and cleaned up since: look again
         if holder and holder.alive(time.time()):
-            raise _held(uri, holder, time.time())
+            raise LockHeld(uri, holder)
         try:
             put_if_absent(_lock_uri(uri, newest + 1), _text(owner))
         except FileExistsError:
@@ -152,15 +195,6 @@ def take(uri: str) -> StoreLock:
         return StoreLock(uri, newest + 1, owner)
     raise UserError(
         f"{uri}: its lock changed hands {_LOOKS} times while it was looked at; run this again"
-    )
-
-
-def _held(uri: str, owner: Owner, now: float) -> UserError:
-    age, silence = f"{now - owner.since:.0f} s", f"{now - owner.renewed:.0f} s"
-    return UserError(
-        f"{uri} is being written by process {owner.pid} on {owner.host} for {age} (renewed "
-        f"{silence} ago): wait until it ends, or end it; a lock that is not renewed for "
-        f"{EXPIRY_S:.0f} s is taken over"
     )
 
 

@@ -22,11 +22,15 @@ class Held:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, submit: Callable[[], Future[Window]]) -> Window:
-        """A window, read if it is not held.
+        """A window, read if it is not held, or if reading it ahead has failed, perhaps long ago.
 
         Raises:
             Whatever its reading raised, which the next call tries again.
         """
+        with self._lock:
+            ahead = self._windows.get(key)
+            if ahead is not None and ahead.done() and (ahead.cancelled() or ahead.exception()):
+                del self._windows[key]
         future = self.begin(key, submit)
         try:
             return future.result()

@@ -23,7 +23,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ldm_core.errors import UserError
-from ldm_core.files import filesystem, join, read_bytes
+from ldm_core.files import file_sizes, filesystem, join, read_bytes
 from ldm_core.training.checkpoint_patience import patiently
 
 FORMAT: Final = 1
@@ -115,13 +115,17 @@ def folder_name(step: int) -> str:
 
 
 def listing(root: str) -> dict[str, dict[str, int]]:
-    """Bytes of every file, by name, of everything at `root` that is named like a checkpoint."""
+    """Bytes of every file, by name, of everything at `root` that is named like a checkpoint.
+
+    Raises:
+        OSError: it cannot be listed as a whole.
+    """
     fs, path = filesystem(root)
-    folders: dict[str, dict[str, int]] = {}
-    for name, info in fs.find(path, detail=True).items():
-        folder, _, file = name.removeprefix(path.rstrip("/")).lstrip("/").partition("/")
+    before, folders = fs.unstrip_protocol(path.rstrip("/")), dict[str, dict[str, int]]()
+    for name, size in file_sizes(root).items():
+        folder, _, file = name.removeprefix(before).lstrip("/").partition("/")
         if _NAME.fullmatch(folder) and file:
-            folders.setdefault(folder, {})[file] = int(info["size"])
+            folders.setdefault(folder, {})[file] = size
     return dict(sorted(folders.items(), key=lambda pair: (step_of(pair[0]), pair[0]), reverse=True))
 
 

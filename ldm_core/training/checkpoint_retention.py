@@ -41,20 +41,26 @@ class Retention:
 def sweep(root: str, retention: Retention, present: str) -> list[str]:
     """Remove what need not stay, and attempts that were never committed; returns their names.
 
+    Those of later steps than the one that was just committed say nothing of what may go: training
+    went back behind them, as they are damaged, or were not found.
+
     Args:
         root: of the checkpoints. Nobody else is to be writing one there.
         retention: what stays.
-        present: name of the folder that was just committed; nothing is removed unless it is sound.
+        present: name of the folder that was just committed, which stays.
+
+    Raises:
+        Damaged: it is not as it was written; then nothing is removed.
     """
     folders = listing(root)
     sound = {folder: _sound(join(root, folder), sizes) for folder, sizes in folders.items()}
     if not sound.get(present):
-        return []
+        raise Damaged(f"{join(root, present)} has not the files that were written to it")
     going, newer = [], 0
     for folder, sizes in folders.items():
         if sound[folder]:
-            stays = retention.keeps(step_of(folder), newer)
-            newer += 1
+            stays = folder == present or retention.keeps(step_of(folder), newer)
+            newer += step_of(folder) <= step_of(present)
         else:  # nobody has committed anything newer than it, which may still be mended
             stays = MANIFEST in sizes and newer == 0
         if not stays:

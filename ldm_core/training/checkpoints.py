@@ -26,6 +26,7 @@ from ldm_core.training.checkpoint_folder import (
     MANIFEST,
     STATE,
     Checkpoint,
+    Damaged,
     Entry,
     Manifest,
     architecture_digest,
@@ -151,6 +152,7 @@ class Checkpoints:
         try:
             written = self.ranks.each(lambda: _write_parts(uri, pieces, self.ranks.rank))
             size = self.ranks.first(lambda: self._finish(uri, step, written, state))
+            self.ranks.first(lambda: self._sweep(folder))
         except AssertionError:
             raise
         except Exception as error:  # a storage's client has errors of its own classes
@@ -159,8 +161,6 @@ class Checkpoints:
             if self.ranks.rank == 0 and self._committed != uri:
                 self._clear(uri, failure)
             raise failure from error
-        if self.ranks.rank == 0:
-            self._sweep(folder)
         return Saved(step, size, time.monotonic() - began)
 
     def _finish(self, uri: str, step: int, written: list["_Written"], state: bytes) -> int:
@@ -189,9 +189,14 @@ class Checkpoints:
             failure.add_note(f"what there is of it could not be removed: {error}")
 
     def _sweep(self, folder: str) -> None:
+        """Remove what need not stay.
+
+        Raises:
+            Damaged: what was just written is not there as it was.
+        """
         try:
             patiently(lambda: sweep(self.root, self.retention, folder))
-        except AssertionError:
+        except (AssertionError, Damaged):
             raise
         except Exception as error:
             self.told(f"old checkpoints at {self.root} could not be removed: {error}")

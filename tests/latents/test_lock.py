@@ -15,7 +15,7 @@ from proxy_faults import by_lot, lost_answer, to
 
 from ldm_core.errors import UserError
 from ldm_core.latents import lock
-from ldm_core.latents.lock import EXPIRY_S, Owner, locked, take
+from ldm_core.latents.lock import EXPIRY_S, LockHeld, Owner, locked, take, take_over
 from ldm_core.patient_s3 import PatientS3
 
 
@@ -49,6 +49,34 @@ def test_what_an_owner_elsewhere_does_not_renew_is_taken_over(tmp_path):
     with locked(str(tmp_path)):
         assert numbers(tmp_path) == [4, 5]
     assert numbers(tmp_path) == [5]
+
+
+def test_who_waits_takes_over_from_an_owner_elsewhere_that_is_not_heard_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "LOOK_S", 0.01)
+    leave_behind(tmp_path, 4, renewed=time.time() - EXPIRY_S + 0.5)
+    with locked(str(tmp_path), wait=True):
+        assert numbers(tmp_path) == [4, 5]
+
+
+def test_who_waits_is_refused_once_the_owner_gives_a_sign(tmp_path, monkeypatch):
+    leave_behind(tmp_path, 4)
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            leave_behind(tmp_path, 4, renewed=time.time() + 1)
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with pytest.raises(LockHeld, match="process 7 on elsewhere"):
+        take_over(str(tmp_path))
+    assert len(looks) == 3
+
+
+def test_an_owner_here_is_known_to_live(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("there is nothing to wait for"))
+    with locked(str(tmp_path)), pytest.raises(LockHeld):
+        take_over(str(tmp_path))
 
 
 def test_a_dead_owner_here_is_known_to_be_dead(tmp_path):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ldm_core.files import join, write_bytes
+from ldm_core.files import join, read_bytes, write_bytes
+from ldm_core.latents.lock import LockHeld
 from pipelines.recipe_options import Arguments
 from pipelines.stage import Options, checkpoint_place, run_stage
 
@@ -43,3 +44,20 @@ def test_checkpoints_of_other_settings_are_told_of(recipe, capsys):
     assert "begins anew" not in capsys.readouterr().out
     killed(recipe, product, {"parts": 2})
     assert f"({', '.join(sorted([first, second]))})" in capsys.readouterr().out
+
+
+def test_a_second_command_for_the_same_product_is_refused(recipe):
+    """It would take away the first one's checkpoints, which this one's work has."""
+    product = recipe.product("teacher")
+
+    def work(context) -> dict[str, str]:
+        place = join(*checkpoint_place(recipe, product, context.digest), "half")
+        write_bytes(place, b"")
+        for force in (False, True):
+            with pytest.raises(LockHeld, match=r"run/.running/teacher is being written"):
+                run_stage(recipe, "train", product, {}, {}, pytest.fail, Options(force=force))
+        other = recipe.product("student")
+        run_stage(recipe, "distill", other, {}, {}, lambda _: {}, Options())
+        return {"left": read_bytes(place).decode()}
+
+    assert run_stage(recipe, "train", product, {}, {}, work, Options()).summary == {"left": ""}

@@ -140,6 +140,24 @@ def test_one_that_fails_once_is_known_in_the_end(judged):
     assert (judged.losses, judged.given_up) == ({7: 0.25}, {})
 
 
+def test_the_loss_of_the_model_is_waited_for_and_pictures_are_not_for_long(judged, monkeypatch):
+    monkeypatch.setattr(validation, "LAST_S", 0.0)
+    said: list[str] = []
+
+    def warn(line: str) -> None:
+        said.append(line)
+        if len(said) == 3:
+            judged.answers |= {1: figures(0.5)}
+
+    judged.job.warn = warn
+    hand_over(judged, 7, needed=True)
+    judged.wait()
+    assert judged.losses == {7: 0.5}
+    assert "samples 7" not in judged.told
+    assert said[0].startswith("waiting for the validation loss")
+    assert said[-1].startswith("1 validations were not done")
+
+
 def test_what_is_not_needed_is_not_tried_again(judged):
     hand_over(judged, 7)
     judged.answers |= {1: CRASH, 2: CRASH}

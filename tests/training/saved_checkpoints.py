@@ -35,3 +35,9 @@ def no_warning(line: str) -> None:
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

@@ -190,3 +190,14 @@ def test_a_worker_lost_once_the_manifest_is_written_takes_nothing_away(root):
     found = newest(root, ARCHITECTURE, no_warning)
     assert found is not None
     assert found.step == 3
+
+
+def test_a_storage_that_loses_the_end_of_files_is_told_of(root, monkeypatch):
+    write, told = checkpoints.write_bytes, []
+    monkeypatch.setattr(checkpoints, "write_bytes", lambda uri, data: write(uri, data[:-1]))
+    made = Checkpoints(root, ARCHITECTURE, failed=told.append)
+    for step in (1, 2):
+        made.save(step, ONES, {})
+    made.wait()
+    assert [(error.step, error.in_a_row) for error in told] == [(1, 1), (2, 2)]
+    assert "has not the files that were written to it" in str(told[0])

@@ -1,5 +1,7 @@
 """The newest sound checkpoint is gone on from; damaged ones are named, others refused."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ from checkpoint_runs import (
     go_on,
     new_state,
 )
-from saved_checkpoints import ONES, cut, folder_of, no_warning, saved
+from saved_checkpoints import ONES, cut, flip, folder_of, no_warning, saved
 
 from ldm_core.errors import UserError
+from ldm_core.training import checkpoint_patience
 from ldm_core.training.checkpoint_folder import (
     INDEX,
     MANIFEST,
@@ -32,12 +35,6 @@ def root(tmp_path: Path) -> str:
     return str(tmp_path / "checkpoints")
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("name", [MANIFEST, INDEX, STATE, "part-00000-000.safetensors"])
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_a_damaged_one_is_named_and_the_one_before_is_used(root, name, damage):
@@ -53,6 +50,21 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(root, name, damage):
         [line] = told
         assert str(folder_of(root, 2)) in line
         assert name in line
+
+
+def test_a_listing_that_fails_for_a_moment_is_tried_again(root, monkeypatch):
+    saved(root, 1)
+    monkeypatch.setattr(checkpoint_patience, "FIRST_PAUSE_S", 0.0)
+    scan, left = os.scandir, [OSError(errno.ESTALE, "stale file handle")]
+
+    def stale_once(path: str) -> object:
+        if left:
+            raise left.pop()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", stale_once)
+    assert newest(root, told=no_warning).step == 1
+    assert left == []
 
 
 def test_every_byte_of_a_manifest_counts(root):

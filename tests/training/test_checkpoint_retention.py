@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from saved_checkpoints import cut, folder_of, no_warning, saved, steps_in
+from saved_checkpoints import cut, flip, folder_of, no_warning, saved, steps_in
 
 from ldm_core.training import (
     checkpoint_retention,
 )
 from ldm_core.training.checkpoint_folder import (
     MANIFEST,
+    Damaged,
     listing,
 )
 from ldm_core.training.checkpoint_newest import newest
@@ -51,10 +52,23 @@ def test_damaged_ones_do_not_count(root):
     assert steps_in(root) == [4, 1]
 
 
+def test_what_was_just_written_stays_behind_damaged_ones_of_later_steps(root):
+    """Whose sizes are right, so that only training, which reads them, knows."""
+    saved(root, 10, 20, 30)
+    for step in (20, 30):
+        flip(next(folder_of(root, step).glob("part-*")))
+    assert newest(root, told=[].append).step == 10
+    saved(root, 15, retention=Retention(last=2))
+    assert newest(root, told=[].append).step == 15
+    saved(root, 35, 40, retention=Retention(last=2))
+    assert steps_in(root) == [40, 35]
+
+
 def test_nothing_goes_unless_what_was_just_written_is_sound(root):
     saved(root, 1, 2)
     cut(next(folder_of(root, 2).glob("part-*")))
-    assert sweep(root, Retention(1), folder_of(root, 2).name) == []
+    with pytest.raises(Damaged, match="step-000000002"):
+        sweep(root, Retention(1), folder_of(root, 2).name)
     assert steps_in(root) == [2, 1]
 
 
