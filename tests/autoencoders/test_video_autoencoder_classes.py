@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import diffusers
@@ -11,6 +13,7 @@ import torch
 
 from ldm_core.autoencoders.autoencoder import (
     DiffusersAutoencoder,
+    Posterior,
     autoencoder_facts,
     load_autoencoder,
 )
@@ -27,9 +30,34 @@ def pixels_of(frames: int, down: int = 8) -> torch.Tensor:
     return torch.rand(2, 3, frames, side, 2 * side, generator=GENERATOR) * 2 - 1
 
 
-@pytest.fixture(scope="module", params=tiny.OF_VIDEOS, ids=lambda each: each[0].__name__)
-def case(request, tmp_path_factory) -> tuple[torch.nn.Module, DiffusersAutoencoder, int, int]:
+@dataclass(frozen=True)
+class Case:
     """diffusers' own, ours of the folder it saved, and both downsamplings."""
+
+    module: torch.nn.Module
+    ours: DiffusersAutoencoder
+    down: int
+    stride: int
+
+    def frames(self, steps: int) -> int:
+        """Of a video of so many frames of latents after the first."""
+        return 1 + steps * self.stride
+
+    @cached_property
+    def encoded(self) -> tuple[torch.Tensor, Posterior]:
+        """Two videos of three frames of latents, and what ours makes of them."""
+        pixels = pixels_of(self.frames(2), self.down)
+        return pixels, self.ours.encode(pixels)
+
+    @cached_property
+    def short(self) -> tuple[torch.Tensor, Posterior]:
+        """The same of one video of two."""
+        pixels = pixels_of(self.frames(1), self.down)[:1]
+        return pixels, self.ours.encode(pixels)
+
+
+@pytest.fixture(scope="module", params=tiny.OF_VIDEOS, ids=lambda each: each[0].__name__)
+def case(request, tmp_path_factory) -> Case:
     new, down, stride = request.param
     folder = str(tmp_path_factory.mktemp(new.__name__))
     torch.manual_seed(0)
@@ -37,7 +65,7 @@ def case(request, tmp_path_factory) -> tuple[torch.nn.Module, DiffusersAutoencod
     module.save_pretrained(folder)
     if new is tiny.hunyuan_video_15:
         module.enable_slicing()  # its attention fails at a batch
-    return module, load_autoencoder(folder), down, stride
+    return Case(module, load_autoencoder(folder), down, stride)
 
 
 def their_moments(module: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -56,55 +84,47 @@ def their_frames(module: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor
 
 
 def test_what_it_takes_is_found(case):
-    _, ours, down, stride = case
-    assert (ours.downsampling, ours.temporal_downsampling) == (down, stride)
-    pixels = pixels_of(1 + 2 * stride, down)
-    sides = (side // down for side in pixels.shape[-2:])
-    assert ours.encode(pixels).mean.shape == (2, ours.channels, 3, *sides)
+    ours, (pixels, posterior) = case.ours, case.encoded
+    assert (ours.downsampling, ours.temporal_downsampling) == (case.down, case.stride)
+    sides = (side // case.down for side in pixels.shape[-2:])
+    assert posterior.mean.shape == (2, ours.channels, 3, *sides)
 
 
 def test_a_video_is_what_diffusers_makes_of_it(case):
-    module, ours, down, stride = case
-    pixels = pixels_of(1 + 2 * stride, down)
-    mean, logvar = their_moments(module, pixels)
-    posterior = ours.encode(pixels)
+    pixels, posterior = case.encoded
+    mean, logvar = their_moments(case.module, pixels)
     assert torch.equal(posterior.mean, mean)  # as encoded: neither shifted nor scaled
     assert torch.equal(posterior.logvar, logvar)
-    decoded = ours.decode(mean)
+    decoded = case.ours.decode(mean)
     assert decoded.shape == pixels.shape
-    assert torch.equal(decoded, their_frames(module, mean))
+    assert torch.equal(decoded, their_frames(case.module, mean))
 
 
 def test_a_picture_is_a_video_of_one_frame(case):
-    module, ours, down, _ = case
-    pixels = pixels_of(1, down)
-    mean, logvar = their_moments(module, pixels)
-    posterior = ours.encode(pixels[:, :, 0])
+    pixels = pixels_of(1, case.down)
+    mean, logvar = their_moments(case.module, pixels)
+    posterior = case.ours.encode(pixels[:, :, 0])
     assert torch.equal(posterior.mean, mean[:, :, 0])
     assert torch.equal(posterior.logvar, logvar[:, :, 0])
-    decoded = ours.decode(posterior.mean)
-    assert torch.equal(decoded, their_frames(module, mean)[:, :, 0])
+    decoded = case.ours.decode(posterior.mean)
+    assert torch.equal(decoded, their_frames(case.module, mean)[:, :, 0])
 
 
 def test_as_many_frames_come_back_as_went_in(case):
     """Of every length that is encoded, though not all of diffusers' decoders count so."""
-    _, ours, down, stride = case
-    for steps in (1, 3):
-        pixels = pixels_of(1 + steps * stride, down)[:1]
-        posterior = ours.encode(pixels)
+    long = pixels_of(case.frames(3), case.down)[:1]
+    for steps, (pixels, posterior) in {1: case.short, 3: (long, case.ours.encode(long))}.items():
         assert posterior.mean.shape[2] == 1 + steps
-        assert ours.decode(posterior.mean).shape == pixels.shape
+        assert case.ours.decode(posterior.mean).shape == pixels.shape
 
 
 def test_other_lengths_are_refused_whatever_diffusers_does(case):
-    module, ours, down, stride = case
-    video = pixels_of(1 + stride, down)
-    before = ours.encode(video).mean
+    stride, (video, before) = case.stride, case.short
     for frames in {2, stride, stride + 2} - {1, 1 + stride} if stride > 1 else ():
-        told = f"{frames} frames: {type(module).__name__} takes .* multiple of {stride} frames"
+        told = f"{frames} frames: {type(case.module).__name__} takes .* multiple of {stride} frames"
         with pytest.raises(UserError, match=told):
-            ours.encode(pixels_of(frames, down))
-    assert torch.equal(ours.encode(video).mean, before)
+            case.ours.encode(pixels_of(frames, case.down))
+    assert torch.equal(case.ours.encode(video).mean, before.mean)
 
 
 @pytest.mark.parametrize("new", [tiny.cogvideox, tiny.hunyuan_video, tiny.ltx])

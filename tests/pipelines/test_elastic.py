@@ -15,7 +15,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from test_exact_resume import curve, moved
-from test_train import checkpointed, wait_for
+from test_train import SCAN_S, checkpointed, wait_for
 from tiny_runs import SIZE, encode_here, tiny_recipe, train_here
 
 from ldm_core.media.shapes import write_shapes
@@ -106,7 +106,7 @@ class Driver:
             assert self.process.poll() is None, f"ended before {what}: {self.log.read_text()}"
             return bool(condition())
 
-        wait_for(over, 300)
+        wait_for(over, 300, SCAN_S)
         self.say(what)
 
     def finish(self) -> list[int]:

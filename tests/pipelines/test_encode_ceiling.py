@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from picture_folder import picture, read_captions, write_captions
-from test_encode_changes import COUNT, recipe
+from six_pictures import COUNT, recipe
 from test_encode_media import RATE, project, put_videos
 from tiny_runs import encode_here
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 from mlflow.tracking import MlflowClient
-from test_train import DRIVER, checkpointed, history, training_workers, wait_for
+from test_train import DRIVER, SCAN_S, checkpointed, history, training_workers, wait_for
 from tiny_runs import SIZE, encode_here, tiny_recipe
 
 from ldm_core.media.shapes import write_shapes
@@ -78,7 +78,7 @@ def test_ten_killed_workers_change_no_bit(recipe, undisturbed, tmp_path):
 
     def kill_one_after_another() -> None:
         while len(killed) < KILLS:
-            wait_for(new_group)
+            wait_for(new_group, pause=SCAN_S)
             before = checkpointed(mine)
             wait_for(lambda before=before: checkpointed(mine) > before)
             time.sleep(rng.uniform(0, 0.5))
@@ -136,7 +136,7 @@ def test_other_numbers_of_workers_and_layouts_read_the_same(recipe, undisturbed,
         wait_for(lambda before=before: checkpointed(mine) > before + EVERY)
         driver.kill()
         driver.wait()
-        wait_for(lambda: not training_workers())
+        wait_for(lambda: not training_workers(), pause=SCAN_S)
         print(f"{workers} workers, {shard} x {context}, up to {checkpointed(mine)}")
         assert checkpointed(mine) < STEPS
         assert written_by(mine) == (workers, str(Layout.filling(workers, shard, context)))

@@ -35,6 +35,7 @@ from pipelines.tracking import tracking_uri
 
 pytestmark = pytest.mark.ray
 STEPS, EVERY = 40, 8
+SCAN_S = 0.25  # between looks through all processes, each of which takes long
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +174,12 @@ def checkpointed(recipe: Recipe) -> int:
     return max((step_of(path.parent.name) for path in manifests), default=0)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120, pause: float = 0.02) -> None:
+    """Ask every `pause` seconds until it is so."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def training_workers() -> list[Any]:
@@ -197,7 +199,7 @@ def kill_a_worker_after(step: int, recipe: Recipe, seen: list[int]) -> None:
 
     They are looked for before: that takes longer than some steps.
     """
-    wait_for(lambda: len(training_workers()) == recipe.train.workers.count)
+    wait_for(lambda: len(training_workers()) == recipe.train.workers.count, pause=SCAN_S)
     last = training_workers()[-1]
     wait_for(lambda: checkpointed(recipe) > step)
     last.send_signal(signal.SIGKILL)
@@ -218,7 +220,8 @@ def kill_the_driver(recipe: Recipe) -> int:
     wait_for(lambda: checkpointed(recipe) or driver.poll() is not None)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
-    wait_for(lambda: not training_workers())  # they may save once more before Ray ends them
+    # they may save once more before Ray ends them
+    wait_for(lambda: not training_workers(), pause=SCAN_S)
     return checkpointed(recipe)
 
 

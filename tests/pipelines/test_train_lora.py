@@ -8,9 +8,12 @@ import pytest
 import torch
 from command_line import assert_mistake
 from small_store import small_store
+from test_train_inputs import model_for
 from tiny_runs import train_here
 
+from ldm_core.latents.store import LatentStore
 from ldm_core.model_directory import load_model, save_model
+from ldm_core.model_export import initial_weights
 from ldm_core.planning.memory import memory_of, moments
 from ldm_core.training.adapter_weights import load_adapters
 from ldm_core.training.checkpoint_newest import newest
@@ -23,6 +26,7 @@ from pipelines.recipe_options import Arguments
 from pipelines.recipes.schema import Recipe
 from pipelines.teacher_places import ADAPTER
 from pipelines.train_denoiser import train_denoiser
+from pipelines.train_initial import check_initial
 from pipelines.train_plan import plan_training
 
 RANK, STEPS = 3, 6
@@ -51,12 +55,12 @@ def alone(monkeypatch):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> str:
-    """A teacher that adapters are trained for."""
+    """A teacher that adapters are trained for: of random weights, and of the store beside it."""
     root = tmp_path_factory.mktemp("base")
-    small_store(root / "latents", shape=(3, 8, 8))
-    recipe = recipe_at(root)
-    train_here(train_denoiser, recipe)
-    return recipe.product("teacher")
+    version = small_store(root / "latents", shape=(3, 8, 8))
+    own = version.manifest.statistics
+    known = {"latents_mean": own.mean, "latents_std": own.std, "lineage": {}}
+    return model_for(version, root / "teacher", **known)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,16 @@ def test_the_model_is_the_base_and_the_product_of_its_adapters(base, tuned):
         assert (b @ a).abs().max() > 1e-5
         torch.testing.assert_close(merged[name], weight + b @ a, rtol=0, atol=1e-6)
     assert (config.lineage["initial"], config.lineage["lora_rank"]) == (first, str(RANK))
+
+
+def test_a_training_may_begin_with_what_another_wrote(base, tuned):
+    product = tuned.product("teacher")
+    manifest = LatentStore(tuned.product("latents")).open_version().manifest
+    _, network, _ = load_model(base)
+    check_initial(product, manifest, network.config)
+    initial_weights(product).load_into(network)
+    written = load_model(product)[1].state_dict()
+    assert all(torch.equal(weight, written[name]) for name, weight in network.state_dict().items())
 
 
 def test_peft_reads_the_adapters_and_merges_the_same(base, tuned):

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from command_line import assert_mistake, files_under
+from tiny_plans import planned
 
 from ldm_core.autoencoders.autoencoder import AutoencoderFacts
 from ldm_core.errors import UserError
@@ -14,7 +15,7 @@ from pipelines.backbones import declared_space, new_backbone
 from pipelines.encode_plan import encode_job
 from pipelines.recipe_options import Arguments
 from pipelines.recipes import RECIPES
-from pipelines.train_plan import check_memory, plan_training
+from pipelines.train_plan import check_memory
 
 PUBLISHED = {  # parameters, tokens of the published model's size
     "image-b": (0.13e9, 256),
@@ -30,8 +31,8 @@ BUCKETS = {"video-1b": "480x832x81", "video-14b": "480x832x93"}  # of theirs tha
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_planned_without_a_store(name):
-    recipe = RECIPES[name]()
-    plan = plan_training(recipe, declared_space(recipe))
+    recipe, plan = RECIPES[name](), planned(name)
+    assert Arguments(name).resolve() == recipe
     with torch.device("meta"):
         network = new_backbone(plan.backbone)
     assert plan.step.weights.total == sum(weight.numel() for weight in network.parameters())
@@ -41,8 +42,8 @@ def test_every_recipe_is_planned_without_a_store(name):
         parameters, tokens = PUBLISHED[name]
         assert plan.step.weights.total == pytest.approx(parameters, rel=0.15)
         assert main.tokens == pytest.approx(tokens, rel=0.02)
-        theirs = Arguments(name, overrides=_buckets(BUCKETS.get(name))).resolve()
-        assert plan_training(theirs, declared_space(theirs)).step.samples[0].tokens == tokens
+        theirs = planned(name, *_buckets(BUCKETS.get(name)))
+        assert theirs.step.samples[0].tokens == tokens
         assert plan.on is not None
         assert fits(plan.step, plan.on)
         check_memory(plan, recipe.train.heads)
@@ -66,8 +67,7 @@ def test_what_a_recipe_trains_on_is_what_it_encodes(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_no_cpu_validates_what_gpus_train(name):
     """And a GPU that does has room for the weights, which it holds in float32."""
-    recipe = RECIPES[name]()
-    plan = plan_training(recipe, declared_space(recipe))
+    recipe, plan = RECIPES[name](), planned(name)
     assert plan.on is not None
     fit_in_one = 4 * plan.step.weights.total < plan.on.usable_bytes
     assert bool(recipe.train.validation_samples) == fit_in_one
@@ -161,9 +161,7 @@ def test_the_remedy_that_is_named_is_one(ldm):
     refused = ldm("train", "flux-12b", "--set", "train.layout.shard=1", "--dry-run").stderr
     words = re.findall(r"--set (train\.\S+=(?:'[^']*'|\S+))", refused)
     assert words
-    overrides = ("train.layout.shard=1", *(word.replace("'", "") for word in words))
-    recipe = Arguments("flux-12b", overrides=overrides).resolve()
-    plan = plan_training(recipe, declared_space(recipe))
+    plan = planned("flux-12b", "train.layout.shard=1", *(word.replace("'", "") for word in words))
     assert plan.on is not None
     assert fits(plan.step, plan.on)
     said = float(re.search(r"([\d.]+) GiB with", refused)[1])
@@ -171,9 +169,7 @@ def test_the_remedy_that_is_named_is_one(ldm):
 
 
 def test_no_accelerator_no_refusal():
-    recipe = Arguments("flux-12b", overrides=("train.layout.shard=1", "train.accelerator=null"))
-    plan = plan_training(recipe.resolve(), declared_space(recipe.resolve()))
-    check_memory(plan, 24)
-    named = Arguments("flux-12b", overrides=("train.layout.shard=1",)).resolve()
+    check_memory(planned("flux-12b", "train.layout.shard=1", "train.accelerator=null"), 24)
+    named = planned("flux-12b", "train.layout.shard=1")
     with pytest.raises(UserError, match=r"needs 3\d\d\.\d GiB a device \(averages"):
-        check_memory(plan_training(named, declared_space(named)), 24)
+        check_memory(named, 24)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from covering import covering
 from planned_networks import CASES, DIT, MMDIT, build, inputs
+from planned_steps import planned
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,10 +16,6 @@ from ldm_core.planning.weights import blocks_of
 from ldm_core.training.recomputation import recompute_all, recompute_cheap
 
 EVERY = pytest.mark.parametrize(("config", "size"), CASES.values(), ids=CASES)
-
-
-def planned(config, size, batch=1, autocast=None):
-    return measure_forward(build(config, "meta"), *inputs(size, "meta", batch), autocast=autocast)
 
 
 @EVERY
@@ -44,7 +41,8 @@ def allocated(run):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
         result = run()
     assert result is not None
-    return sum(event.self_cpu_memory_usage for event in watch.events())
+    events = watch.profiler.kineto_results.events()
+    return sum(event.nbytes() for event in events if event.name() == "[memory]")
 
 
 MODES = {mode: mode for mode in ("none", "selective", "full")}

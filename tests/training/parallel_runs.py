@@ -107,7 +107,10 @@ class Case:
 
 @dataclass
 class Outcome:
-    """Of a training on one worker; weights and averages are there on the first only."""
+    """Of a training on one worker; weights and averages are there on the first only.
+
+    Averages and what is held are told where they were asked for.
+    """
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -159,12 +162,17 @@ def optimizers_of(parallel: Parallel, case: Case):
     )
 
 
-def train(case: Case) -> Outcome:
+def train(case: Case, with_averages: bool = False, with_held: bool = False) -> Outcome:
+    """Train as the case says.
+
+    Args:
+        case: what, and on how many workers; all of them call this.
+        with_averages: whether averages are put together, too, tensor by tensor.
+        with_held: whether the bytes that this worker holds are told; it takes one more pass.
+    """
     parallel, outcome = arranged(case), Outcome()
     network, optimizers = parallel.network, optimizers_of(parallel, case)
-    averages = Averages(
-        {"0.9": Ema(network, 0.9), "0.99": Ema(network, 0.99), "power": PowerEma(network, 0.1)}
-    )
+    averages = Averages({"0.9": Ema(network, 0.9), "power": PowerEma(network, 0.1)})
     guard = SpikeGuard(factor=50)
     step_of = TrainingStep(
         network, optimizers, CPU, case.dtype, clip_norm=1.0, parallel=parallel, guard=guard
@@ -180,13 +188,15 @@ def train(case: Case) -> Outcome:
         outcome.losses.append(result.loss)
         outcome.norms.append(result.gradient_norm)
         outcome.skipped.append(result.skipped)
-    outcome.held = held(parallel, case, optimizers, averages)
+    if with_held:
+        outcome.held = held(parallel, case, optimizers, averages)
     keep = parallel.rank == 0
     outcome.weights = whole_weights(network.state_dict(), keep)
-    outcome.averages = {
-        name: whole_weights(average.state_dict(), keep)
-        for name, average in averages.by_name.items()
-    }
+    if with_averages:
+        outcome.averages = {
+            name: whole_weights(average.state_dict(), keep)
+            for name, average in averages.by_name.items()
+        }
     return outcome
 
 

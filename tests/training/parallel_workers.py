@@ -11,7 +11,6 @@ from muon_steps import SHAPES, normal, weights_of
 from muon_steps import train as muon_train
 from parallel_runs import (
     CPU,
-    STEPS,
     Case,
     evenly,
     joint_mmdit,
@@ -22,7 +21,7 @@ from parallel_runs import (
     video_mmdit,
 )
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ldm_core.errors import UserError
@@ -33,6 +32,7 @@ from ldm_core.training.power_ema import combine_snapshots
 from ldm_core.training.recomputation import recompute_all, recompute_cheap
 from ldm_core.training.shards import deal_out, whole, whole_weights
 
+MUON_STEPS = 5  # of Muon alone, of made-up gradients
 BAD = 13  # the sample that is not a number, where there is one; of steps 1 and 9
 ON_TWO = {
     "ddp": Case(Layout(replicate=2)),
@@ -46,7 +46,7 @@ ON_TWO = {
     "ddp bad": Case(Layout(replicate=2), bad=BAD, steps=10),
     "fsdp bad": Case(Layout(shard=2), bad=BAD, steps=10),
     "fsdp adamw": Case(Layout(shard=2), muon=False, steps=5),
-    "fsdp bf16": Case(Layout(shard=2), dtype=torch.bfloat16, steps=10),
+    "fsdp bf16": Case(Layout(shard=2), dtype=torch.bfloat16, steps=5),
     "context": Case(Layout(context=2)),
     "context recomputed": Case(Layout(context=2), recompute=recompute_cheap, steps=3),
     "context half frames": Case(Layout(context=2), frames=3, steps=5),
@@ -67,18 +67,27 @@ COMPILED = {
         Layout(context=2), make=video_mmdit, compile=True, recompute=recompute_all
     ),
 }
+# Shards of averages are put together as those of weights are: of one case of each kind of layout,
+# and where whole ones cost nothing. What is held is told where a test asks for it.
+AVERAGED = ("ddp", "fsdp", "hsdp", "context", *COMPILED)
+HELD = ("ddp", "fsdp", "hsdp", "fsdp four")
+
+
+def rows_of(tensor: Tensor, mesh: DeviceMesh) -> DTensor:
+    """This worker's rows of a tensor that all of them have: nothing is sent."""
+    return distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None)
 
 
 def sharded_muon(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     """Muon on rows dealt out to all workers, with the same gradients on each of them."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     whole_ones = weights_of(shapes)
-    weights = [nn.Parameter(distribute_tensor(w.data, mesh, [Shard(0)])) for w in whole_ones]
+    weights = [nn.Parameter(rows_of(w.data, mesh)) for w in whole_ones]
     optimizer = Muon(weights, 0.05, weight_decay=0.1)
-    for step in range(STEPS):
+    for step in range(MUON_STEPS):
         for i, weight in enumerate(weights):
             gradient = normal(*weight.shape, seed=1000 + 10 * step + i)
-            weight.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+            weight.grad = rows_of(gradient, mesh)
         optimizer.step()
     assert all(optimizer.state[w]["momentum"].placements == (Shard(0),) for w in weights)
     return [whole(weight.data) for weight in weights]
@@ -122,7 +131,7 @@ def refusals() -> list[str]:
 def combined() -> Tensor:
     """Of snapshots that are shards."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    snapshots = [{"w": distribute_tensor(normal(5, 3, seed=i), mesh, [Shard(0)])} for i in range(3)]
+    snapshots = [{"w": rows_of(normal(5, 3, seed=i), mesh)} for i in range(3)]
     return whole(combine_snapshots(snapshots, SNAPSHOT_SHARES)["w"])
 
 
@@ -145,7 +154,10 @@ def in_group(rank: int, world: int, cases: dict[str, Case], folder: str) -> dict
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/{world}", rank=rank, world_size=world)
-    outcomes: dict[str, Any] = {name: train(case).__dict__ for name, case in cases.items()}
+    outcomes: dict[str, Any] = {
+        name: train(case, with_averages=name in AVERAGED, with_held=name in HELD).__dict__
+        for name, case in cases.items()
+    }
     outcomes[f"muon {world}"] = sharded_muon(SHAPES)
     outcomes[f"lone muon {world}"] = sharded_muon(SHAPES[:1])
     outcomes[f"shared muon {world}"] = shared_muon(rank, world)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from child_processes import PROCESSES
 from lora_runs import CASES, be_one_of_two, train
+from made_once import made_once
 from parallel_runs import alone
 
 from ldm_core.training.checkpoint_newest import newest
@@ -11,10 +12,14 @@ from ldm_core.training.checkpoint_tensors import read_tensors
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("workers")
-    method = PROCESSES.get_start_method()
-    torch.multiprocessing.start_processes(be_one_of_two, (str(folder),), 2, start_method=method)
+def outcomes(shared_folder):
+    """Of the first worker, and the newest checkpoint, by case."""
+
+    def make(folder):
+        method = PROCESSES.get_start_method()
+        torch.multiprocessing.start_processes(be_one_of_two, (str(folder),), 2, start_method=method)
+
+    folder = made_once(shared_folder, "lora_parallel", make)
     outcomes = torch.load(folder / "0.pt")
     return {name: (outcomes[name], newest(str(folder / name))) for name in CASES}
 
