@@ -17,8 +17,8 @@ all of them the recipe's steps, and `default` is what `ldm train` makes.
   compile          blocks compiled; compiling counts
 
 The captions and seeds are the first of `ldm evaluate`, drawn with the recipe's steps and guidance
-and read back by its verifier; of the default by every average, of the others by the recipe's own,
-for judging all takes most of the minutes that training does. Errors are standard errors, of
+and read back by its verifier; of the default by every average unless `--averages own` says not to,
+of the others by the recipe's own: judging all takes most of the minutes that training does. Errors are standard errors, of
 Wilson's interval: of these pictures, not of other seeds of training (`--set seed=1`). A finished
 variant is in --out at once; the same command goes on with the others.
 """
@@ -76,7 +76,8 @@ def measure(args: argparse.Namespace, recipe: Recipe) -> list[Row]:
         if any(asked.items() <= row.items() for row in rows):
             continue
         print(f"{name}, {budget}:", flush=True)
-        done = measured(judge, recipe, data, name, budget)
+        every = name == "default" and args.averages == "all"
+        done = measured(judge, recipe, data, name, budget, every)
         rows.append(asked | {"code": code(), "machine": machine()} | done)
         write_bytes(str(args.out), (json.dumps(rows, indent=1) + "\n").encode())
     found = [row for row in read_rows(args.out) if shared.items() <= row.items()]
@@ -84,7 +85,7 @@ def measure(args: argparse.Namespace, recipe: Recipe) -> list[Row]:
 
 
 def measured(
-    judge: Judge, recipe: Recipe, data: TrainingData, name: str, budget: Budget
+    judge: Judge, recipe: Recipe, data: TrainingData, name: str, budget: Budget, every: bool
 ) -> dict[str, Any]:
     """The figures of one variant; one that diverges has none but that."""
     variant = VARIANTS[name]
@@ -93,7 +94,7 @@ def measured(
     except UserError as error:
         return {"failed": str(error)}
     model = average_name(recipe.train.ema_decay)
-    judged = trained.weights if name == "default" else [model]
+    judged = trained.weights if every else [model]
     return {
         "steps": len(trained.seconds), "seconds": float(trained.seconds.sum()),
         "ms_a_step": 1e3 * float(np.median(trained.seconds)),
@@ -178,6 +179,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="of training a variant; 10 if not given")
     parser.add_argument("--steps", type=int, help="instead of minutes")
     parser.add_argument("--variants", nargs="+", default=USUAL, choices=VARIANTS)
+    parser.add_argument("--averages", default="all", choices=("all", "own"), help="of the default")
     parser.add_argument("--pictures", type=int, default=512, help="of one object")
     parser.add_argument("--pairs", type=int, default=256, help="pictures of two objects")
     parser.add_argument("--threads", type=int, default=2)
