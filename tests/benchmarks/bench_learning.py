@@ -18,9 +18,9 @@ all of them the recipe's steps, and `default` is what `ldm train` makes.
 
 The captions and seeds are the first of `ldm evaluate`, drawn with the recipe's steps and guidance
 and read back by its verifier; of the default by every average unless `--averages own` says not to,
-of the others by the recipe's own: judging all takes most of the minutes that training does. Errors are standard errors, of
-Wilson's interval: of these pictures, not of other seeds of training (`--set seed=1`). A finished
-variant is in --out at once; the same command goes on with the others.
+of the others by the recipe's own: judging all takes most of the minutes that training does. Errors
+are standard errors, of Wilson's interval: of these pictures, not of other seeds of training (`--set
+seed=1`). A finished variant is in --out at once; the same command goes on with the others.
 """
 
 import argparse
