@@ -156,7 +156,7 @@ def _make_missing(
     encoded = encode_shards(rows, plan.job, section.workers, verbose)
     total = len(new) + len(todo.kept) + left
     results = ceiling.over(total, encoded, _refuse(writer.store, refused, section))
-    with context.progress(len(new) + len(texts), "rows") as bar:
+    with context.progress(len(new) + len(texts), "rows and captions") as bar:
         _commit_all(writer, results, bar)
     return replace(todo, kept=todo.kept | new, places=places, rejects=ceiling.rejects)
 
