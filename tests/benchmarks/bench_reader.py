@@ -16,8 +16,10 @@ own), batches of the same size from the same Parquet files:
   ray      ray.data.read_parquet of the posteriors, decoded in map_batches, iter_torch_batches: no
            noise, no captions, no order;
   ray-mix  the same with a local shuffle buffer as large as our windows.
-Rates are samples a second by the clock, after a first batch. CPU time and memory are of this
-process alone: beside other work, the CPU time of `stream` and `loader-0` tells more than rates.
+Rates are samples a second by the clock, after a first batch, with the memory settings of training
+workers and one thread for the operations of each thread or process that makes batches. CPU time and
+memory are of this process alone: beside other work, the CPU time of `stream` and `loader-0` tells
+more than rates.
 
 With --ranks, so many of our readers on one machine instead, which begin together and share its
 cores: seconds to the first batch of the first and of the last of them, by how much a process's
@@ -42,7 +44,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import torch
 from many_ranks import read_in_processes, requests_counted
-from reader_runs import MIB, make_store, moto, rate, stream
+from reader_runs import MIB, as_a_worker, make_store, moto, rate, stream
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import BatchSampler, RandomSampler
 
@@ -257,6 +259,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8, help="that share the ranks")
     parser.add_argument("--steps", type=int, default=4, help="that each rank reads")
     args = parser.parse_args()
+    as_a_worker()
+    torch.set_num_threads(1)  # of each thread or process that makes batches, as DataLoader has it
     shape = tuple(map(int, args.latent.split(",")))
     run = many_ranks if args.ranks else compare
     if not args.ranks:

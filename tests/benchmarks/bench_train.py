@@ -18,8 +18,6 @@ network the reader's own rate is told, too.
 """
 
 import argparse
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import PixArtTransformer2DModel
-from reader_runs import MIB, make_store, rate, stream
+from reader_runs import MIB, as_a_worker, make_store, rate, stream
 from torch.utils.data import DataLoader, Dataset
 
 from ldm_core.latents.store import StoreVersion
@@ -40,7 +38,6 @@ from ldm_core.training.step import autocast, compute_dtype
 from pipelines import denoiser_worker, training_data, training_state
 from pipelines.denoiser_network import new_update, rate_at
 from pipelines.denoiser_worker import DenoiserTraining
-from pipelines.ray_runtime import worker_environment
 from pipelines.recipes import RECIPES
 from pipelines.recipes.base import Workers
 from pipelines.training_data import find_data
@@ -275,15 +272,6 @@ def tell_reader(version: StoreVersion, batch: int, consumed: float, seconds: flo
         f"the reader alone / what image-s, the fastest recipe here, consumes: {alone:.0f} / "
         f"{consumed:.0f} samples a second, {alone / consumed:.1f} times"
     )
-
-
-def as_a_worker() -> None:
-    """Begin again with the memory settings of `ldm train`'s workers, which are read at the start:
-    without them every step faults its memory in anew, for all three.
-    """
-    wanted = {k: v for k, v in worker_environment().items() if k.startswith("MALLOC_")}
-    if not wanted.items() <= os.environ.items():
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from ldm_core.latents.store import StoreVersion
 from ldm_core.reading.index import index_store
 from ldm_core.reading.stream import StreamReader
 from ldm_core.training.prefetch import prefetch
+from pipelines.ray_runtime import worker_environment
 
 MIB = 2**20
 WORDS = ("a", "red", "old", "house", "by", "the", "sea", "with", "two", "dogs", "and", "clouds")
@@ -40,6 +41,15 @@ def make_store(uri: str, shape: tuple[int, ...], samples: int, logvar: float) ->
         texts_of=1024,
         shapes={bucket: shape},
     )
+
+
+def as_a_worker() -> None:
+    """Begin again with the memory settings of `ldm train`'s workers, which are read at the start:
+    without them every batch faults its memory in anew, whoever makes it.
+    """
+    wanted = {k: v for k, v in worker_environment().items() if k.startswith("MALLOC_")}
+    if not wanted.items() <= os.environ.items():
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
 
 
 @contextmanager
