@@ -125,7 +125,7 @@ def test_averaged_weights_are_the_model_and_are_judged_alike_at_any_step(project
     recipe = project("averaged", steps=STEPS, sample_every=STEPS)
     train_here(train_denoiser, recipe)
     judged, average, raw = seen
-    model = load_model(recipe.product("teacher"))[0].state_dict()
+    model = load_model(recipe.product("teacher"))[1].state_dict()
     assert judged.keys() == average.keys() == raw.keys() == model.keys()
     for name, weight in average.items():
         assert torch.equal(judged[name], weight)

@@ -20,10 +20,12 @@ COUNTS = {"own": 12, "other": 8}
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Two encoded data sets."""
+    """Two data sets, encoded by the same encoders."""
     place = tmp_path_factory.mktemp("project")
     for seed, (name, count) in enumerate(COUNTS.items()):
         write_shapes(place / name / "data", count, SIZE, seed=seed)
+        if name != "own":
+            (place / name / "text").symlink_to(place / "own" / "text")
         encode_here(tiny_recipe(str(place / name / "data"), str(place / name)))
     return place
 
