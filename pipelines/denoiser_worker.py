@@ -261,7 +261,8 @@ class DenoiserTraining:
         rows = self.data.held_out
         if not self.judged or rows is None or self.last not in self.judged.losses:
             return {}
-        digest = held_out_digest(rows, self.reader.statistics, self.recipe.seed)
+        on_gpu = bool(self.section.validation_gpus)
+        digest = held_out_digest(rows, self.reader.statistics, self.recipe.seed, on_gpu)
         return Score(self.judged.losses[self.last], rows.manifest.content, digest).facts()
 
 

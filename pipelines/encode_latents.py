@@ -122,7 +122,7 @@ def _tell_estimate(plan: Plan, recipe: Recipe, looked: Sampled, retry_rejects: b
 def _work(plan: Plan, context: Context) -> dict[str, Any]:
     """The stage itself; returns the summary for the record."""
     store = LatentStore(plan.job.store)
-    with locked(store.uri) as lock:
+    with locked(store.uri, wait=True) as lock:
         store.create()
         start, throughput = time.monotonic(), Throughput()
         try:

@@ -186,11 +186,32 @@ def run_stage(
         print(f"[{stage}] up to date: {product} (--force makes it again)", flush=True)
         return record
     check_cluster()  # now: a run that is opened for nothing stays as a failed one
-    start = time.monotonic()
-    with _alone(recipe, product), track(recipe, stage, digest, product) as run:
+    with _alone(recipe, product) as lock:
+        record = read_record(product)
+        if _stands(record, digest, options):  # another has made it while this one waited
+            return record
         if options.force:
             remove(checkpoints)
         _tell_others(recipe, stage, product, digest)
+        record = _made(recipe, stage, product, digest, inputs, work, options, record, lock)
+        remove(checkpoints)
+    return record
+
+
+def _made(
+    recipe: Recipe,
+    stage: str,
+    product: str,
+    digest: str,
+    inputs: Mapping[str, str],
+    work: Callable[[Context], dict[str, Any]],
+    options: Options,
+    record: Record | None,
+    lock: StoreLock,
+) -> Record:
+    """Do the work in a run, and write its record; `record` is that of a former product."""
+    start = time.monotonic()
+    with track(recipe, stage, digest, product) as run:
         if record is not None and record.digest == digest:
             forget_record(product)  # made again by force: a kill is gone on from without it
         run.tags({f"input.{name}": value for name, value in inputs.items()})
@@ -209,9 +230,9 @@ def run_stage(
             seconds=seconds,
             summary=summary,
         )
+        lock.check()
         # While the run is open: a kill before this line is gone on from in the same run.
         write_json(join(product, "record.json"), record.model_dump(mode="json"))
-    remove(checkpoints)
     before = f" ({earlier:.0f}s of it before it went on)" if earlier else ""
     print(f"[{stage}] done in {seconds:.0f}s{before}: {product}  (MLflow run {run.id})", flush=True)
     return record

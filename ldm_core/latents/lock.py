@@ -166,7 +166,8 @@ def take_over(uri: str) -> StoreLock:
             return take(uri)
         except LockHeld as held:
             heard_of = last is not None and held.owner != last
-            if heard_of or held.owner.machine == _machine():
+            here = held.owner.machine and held.owner.machine == _machine()
+            if heard_of or here:
                 raise
             if last is None:
                 _log.warning("%s; waiting for a sign that it lives", held)

@@ -52,7 +52,7 @@ class Listing:
     def __init__(self, indexes: Sequence[StoreIndex], order: Order, seed: int) -> None:
         self._indexes, self._order, self._seed = indexes, order, seed
         self._files = [TableFiles(index.samples.groups.uri) for index in indexes]
-        self._window = lru_cache(maxsize=_WINDOWS)(self._rows_of)
+        self._window = lru_cache(maxsize=max(_WINDOWS, 2 * order.lanes))(self._rows_of)
         self._ids: ByteCache[list[str]] = ByteCache(_IDS_BYTES)
 
     def rows(self, stretches: Iterable[Stretch]) -> Rows:
