@@ -118,7 +118,7 @@ def test_training_that_goes_on_looks_at_its_checkpoint_again(first, judged):
     training.section = SimpleNamespace(validation_samples=1, validate_every=4, sample_every=6)
     training.last = 10
     training.resuming = SimpleNamespace(restore=lambda complete: first)
-    training.snapshots = SimpleNamespace(begin=lambda first: None)
+    training.snapshots = SimpleNamespace(begin=lambda first, last: None)
     training.ending = SimpleNamespace(
         has_lacking=None, go_on_from=lambda first: None, comes_at=lambda done: False
     )
