@@ -145,4 +145,4 @@ def test_other_numbers_of_workers_and_layouts_read_the_same(recipe, undisturbed,
     losses, expected = history(mine, record.run_id, "loss"), curve(recipe, undisturbed)
     worst = max(abs(loss - expected[step]) for step, loss in losses)
     print(json.dumps({"worst difference of a loss": worst}))
-    assert worst < 1e-3  # roundings differ from layout to layout, and grow with the steps
+    assert worst < 1e-4  # roundings differ from layout to layout, and grow with the steps
